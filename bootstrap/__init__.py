@@ -1,0 +1,1 @@
+"""The lightweight introduction peer: it lets peers find each other and holds no model."""

@@ -1,0 +1,81 @@
+"""The local settings of a peer: addresses, paths, device, limits. What all peers share is the manifest's."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
+from pydantic_settings import SettingsConfigDict
+
+from swarm.settings import AnnounceMaddrs, File, HostMaddrs, InitialPeers, Metavar, RelayService, Settings
+
+
+def _device(text: str) -> str:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]+)?", text):
+        raise ValueError(f"'{text}' is not a device; expected auto, cpu, cuda or cuda:INDEX")
+    return text
+
+
+def _shard(text: str) -> str:
+    _parse_shard(text)
+    return text
+
+
+def _parse_shard(text: str) -> tuple[int, int] | None:
+    if not text:
+        return None
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    if match is None or not int(match[1]) < int(match[2]):
+        raise ValueError(f"'{text}' is not a shard; expected I/N with I from 0 to N-1, e.g. 0/4")
+    return int(match[1]), int(match[2])
+
+
+def _home(text: str) -> str:
+    return str(Path(text).expanduser()) if text.startswith("~") else text
+
+
+class PeerSettings(Settings):
+    """Flags > WAGGLE_* > file > default. `PeerSettings.load` reports mistakes for people."""
+
+    model_config = SettingsConfigDict(env_prefix="WAGGLE_")
+
+    run: Annotated[str, AfterValidator(_home), Metavar("FILE")] = Field(
+        min_length=1, description="The run to take part in: its manifest, a TOML file. Needed."
+    )
+    initial_peers: InitialPeers = Field(default=[])
+    host_maddrs: HostMaddrs = Field(default=["/ip4/0.0.0.0/tcp/0"])
+    announce_maddrs: AnnounceMaddrs = Field(default=[])
+    data_dir: File = Field(
+        default=Path("~/.waggle"), description="Where identity, committed state and peer cache are kept."
+    )
+    identity: File | None = Field(
+        default=None,
+        description="The key that makes the peer id; identity.key in the data directory by default.",
+    )
+    client_mode: bool = Field(default=False, description="Never listen, only dial: for a peer that nobody can reach.")
+    device: Annotated[str, AfterValidator(_device), Metavar("auto|cpu|cuda[:i]")] = Field(
+        default="auto", description="Where to train; auto is cuda when there is one, else cpu."
+    )
+    threads: int = Field(default=0, ge=0, description="CPU threads for training; 0 leaves it to torch.")
+    max_outer_steps: int | None = Field(
+        default=None, ge=1, description="Leave once this outer step of the run is committed; else go on."
+    )
+    relay_service: RelayService = False
+    auto_relay: bool = Field(
+        default=False, description="Find a relay when others cannot dial us, and be reached through it."
+    )
+    data_shard: Annotated[str, AfterValidator(_shard), Metavar("I/N")] = Field(
+        default="", description="Read the I-th of N shares of the data; empty derives it from the peer id."
+    )
+
+    @property
+    def identity_path(self) -> Path:
+        """The key file, wherever it is."""
+        return self.identity or self.data_dir / "identity.key"
+
+    @property
+    def shard(self) -> tuple[int, int] | None:
+        """(i, n) of data_shard, or None when the peer id decides."""
+        return _parse_shard(self.data_shard)

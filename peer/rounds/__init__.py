@@ -1,0 +1,1 @@
+"""A round: one attempt at an outer step. Group, exchange, verdict."""

@@ -1,0 +1,42 @@
+"""Peers that are away or were caught failing. Knowledge of one peer, for a while, never shared."""
+
+from __future__ import annotations
+
+import time
+
+from swarm.identity import PeerId
+
+AWAY_SECONDS = 10.0
+BENCH_SECONDS = 30.0
+
+
+class Absences:
+    """Who cannot be reached (``add``), and whose company a round is better off without (``bench``)."""
+
+    def __init__(self) -> None:
+        self._away: dict[PeerId, float] = {}
+        self._benched: dict[PeerId, float] = {}
+
+    def add(self, peer: PeerId) -> None:
+        """Its stream broke or it cannot be dialled."""
+        self._away[peer] = time.monotonic() + AWAY_SECONDS
+
+    def discard(self, peer: PeerId) -> None:
+        """It is here."""
+        self._away.pop(peer, None)
+
+    def bench(self, peer: PeerId, seconds: float = BENCH_SECONDS) -> None:
+        """It made a round fail."""
+        self._benched[peer] = time.monotonic() + seconds
+
+    def benched(self, peer: PeerId) -> bool:
+        """Whether its time on the bench lasts."""
+        return self._benched.get(peer, 0.0) > time.monotonic()
+
+    def known(self) -> frozenset[PeerId]:
+        """All who are not to be waited for."""
+        now = time.monotonic()
+        for table in (self._away, self._benched):
+            for peer in [peer for peer, until in table.items() if until <= now]:
+                del table[peer]
+        return frozenset(self._away) | frozenset(self._benched)

@@ -1,0 +1,124 @@
+"""What every part of a round works with, and the ports through which it reaches the rest of the peer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+from peer.rounds.assembly import Terms
+from peer.rounds.codec import Codec
+from peer.rounds.gates import check_values
+from peer.values import Pending
+from swarm.history import Head, Link
+from swarm.identity import Identity, PeerId
+from swarm.network import Network
+
+T = TypeVar("T")
+
+
+class Stage(Enum):
+    """The stages of an attempt, in order, as one member goes through them."""
+
+    SEATED = "seated"
+    READY = "ready"
+    GROUPED = "grouped"
+    SCATTERED = "scattered"
+    RECEIVED = "received"
+    INCLUDED = "included"
+    GATHERED = "gathered"
+    VOTED = "voted"
+    COMMITTED = "committed"
+
+
+class RoundError(Exception):
+    """This attempt is over for this peer. ``culprit``: whom it waited for in vain."""
+
+    def __init__(self, reason: str, culprit: PeerId | None = None, detail: str = ""):
+        super().__init__(f"{reason} {culprit or ''} {detail}".strip())
+        self.reason, self.culprit = reason, culprit
+
+
+class Ledger(Protocol):
+    """The committed state, as rounds see it."""
+
+    @property
+    def head(self) -> Head:
+        """Where the history stands."""
+
+    @property
+    def participants(self) -> Mapping[PeerId, int] | None:
+        """Of the newest link."""
+
+    @property
+    def forgetful(self) -> bool:
+        """Whether this process has yet to see its first commit since it started."""
+
+    async def propose(self, mean: torch.Tensor, square_norm: float) -> Pending:
+        """The state after applying ``mean``, float32 [parameters], to the committed one."""
+
+    async def fetch(self, link: Link, donors: Sequence[PeerId]) -> Pending:
+        """The state that ``link`` makes, from peers that hold it. Raises WireError."""
+
+
+class Listener(Protocol):
+    """Told how rounds go. ``reached`` is awaited: a test may hold or break a peer at a stage."""
+
+    async def reached(self, stage: Stage, outer_step: int) -> None:
+        """This peer reached a stage of the attempt at ``outer_step``."""
+
+    def refused(self, peer: PeerId, reason: str) -> None:
+        """A contribution or message of ``peer`` was refused."""
+
+    def waiting(self, reason: str) -> None:
+        """No group can form now: company, majority, full, benched, or "" when that is over."""
+
+
+@dataclass(frozen=True)
+class Deadlines:
+    """Seconds, from the manifest, and how long silence lasts before a groupmate counts as dead."""
+
+    exchange: float
+    commit: float
+    seat: float = 3.0
+    alive: float = 1.0
+    silence: float = 5.0
+
+
+@dataclass(frozen=True)
+class Context:
+    """One per peer.
+
+    check: the gate for our own contribution before it is sent.
+    """
+
+    run_id: str
+    identity: Identity
+    network: Network
+    ledger: Ledger
+    codec: Codec
+    terms: Terms
+    deadlines: Deadlines
+    listener: Listener
+    max_examples: int
+    max_norm_ratio: float
+    parameters: int
+    check: Callable[[torch.Tensor], str] = check_values
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Ours."""
+        return self.identity.peer_id
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A background task that ends with the network at the latest."""
+        return self.network.spawn(coroutine)
+
+
+async def compute(work: Callable[[], T]) -> T:
+    """Runs tensor work off the event loop: torch and numpy release the GIL in it."""
+    return await asyncio.get_running_loop().run_in_executor(None, work)

@@ -1,0 +1,277 @@
+"""The all-reduce of one attempt: scatter contributions to the reducers, gather the mean.
+
+Every reducer owns a part of the flat vector (butterfly all-reduce: Patarasuk and Yuan 2009). It takes that part of
+every member's contribution through the gates, reports to the leader, and once told whose contributions count it
+computes their weighted mean, encodes it **once**, and sends everyone, itself included, those same bytes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Collection
+
+import torch
+
+from peer.rounds.codec import CodecError
+from peer.rounds.context import Context, RoundError, Stage, compute
+from peer.rounds.gates import check_values, square_norm
+from peer.rounds.messages import PART_PROTOCOL, Chunk, Denied, Group, MeanEnd, Part
+from peer.rounds.partition import chunks, partition
+from peer.rounds.verdict import Report
+from swarm.identity import PeerId
+from swarm.wire import Channel, LocalChannel, WireError
+
+
+class Exchange:
+    """One peer's side of one exchange: as a member always, as a reducer unless in client mode.
+
+    Holds at most three float32 vectors of the parameters' size: the contribution, what the members sent for our
+    part (members x parameters / reducers), and the mean.
+    """
+
+    def __init__(self, context: Context, outer_step: int, group: Group, contribution: torch.Tensor):
+        self.outer_step, self.ballot = outer_step, group.ballot
+        self.report: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+        self._context, self._group = context, group
+        self._contribution = contribution
+        self._weights = {member.peer_id: member.examples for member in group.members}
+        self._reducers = [member.peer_id for member in group.members if member.reducer]
+        self._parts = dict(zip(self._reducers, partition(contribution.numel(), len(self._reducers)), strict=True))
+        self._deadline = time.monotonic() + context.deadlines.exchange
+        self._part = self._parts.get(context.peer_id, slice(0, 0))
+        self._received: dict[PeerId, torch.Tensor] = {}
+        self._norms: dict[PeerId, float] = {}
+        self._refused: dict[PeerId, str] = {}
+        self._mean_chunks: list[asyncio.Future[bytes]] = [
+            asyncio.get_running_loop().create_future() for _ in chunks(self._part)
+        ]
+        self._mean_norm: asyncio.Future[float] = asyncio.get_running_loop().create_future()
+        self._unscattered = len(self._reducers)
+
+    # -- as a reducer ----------------------------------------------------------------------------------------
+
+    async def collect_until_deadline(self) -> Report:
+        """Waits for every member's contribution to our part, and gives up on those that are late."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(asyncio.shield(self.report), max(0.0, self._deadline - time.monotonic()))
+        for peer, examples in self._weights.items():
+            if examples and peer not in self._norms and peer not in self._refused:
+                self._settle(peer, "deadline")
+        if not self.report.done():  # nobody has anything to contribute
+            self.report.set_result(Report(self._refused, self._norms))
+        return self.report.result()
+
+    def _settle(self, sender: PeerId, reason: str) -> None:
+        if reason and sender not in self._refused:
+            self._refused[sender] = reason
+            self._norms.pop(sender, None)
+            self._received.pop(sender, None)
+            self._context.listener.refused(sender, reason)
+        waiting = [
+            peer for peer, examples in self._weights.items()
+            if examples and peer not in self._norms and peer not in self._refused
+        ]  # fmt: skip
+        if not waiting and not self.report.done():
+            self.report.set_result(Report(dict(self._refused), dict(self._norms)))
+
+    async def accept(self, channel: Channel, part: Part) -> None:
+        """Serves one member's stream: takes its contribution, then returns the mean."""
+        sender = channel.remote
+        reason = self._check(sender, part)
+        if not reason and part.examples:
+            reason = await self._take(channel, sender)
+        if reason in ("gone", "deadline"):
+            return
+        if reason and reason != "non-finite":  # the stream is no longer where both ends think it is
+            with contextlib.suppress(WireError):
+                await channel.send(Denied(reason=reason))
+            return
+        await self._return_mean(channel)
+
+    def _check(self, sender: PeerId, part: Part) -> str:
+        if sender not in self._weights:
+            reason = "stranger"
+        elif sender in self._received or sender in self._refused:
+            reason = "replay"
+        elif part.examples != self._weights[sender]:
+            reason = "weight"
+        elif part.values != self._part.stop - self._part.start:
+            reason = "shape"
+        else:
+            return ""
+        if reason in ("stranger", "replay"):  # says nothing about the contribution that counts
+            self._context.listener.refused(sender, reason)
+        else:
+            self._settle(sender, reason)
+        return reason
+
+    async def _take(self, channel: Channel, sender: PeerId) -> str:
+        values = torch.empty(self._part.stop - self._part.start)
+        self._received[sender] = values
+        norm, reason = 0.0, ""
+        try:
+            for index, chunk in enumerate(chunks(slice(0, len(values)))):
+                message, payload = await channel.receive(Chunk, timeout=self._remaining())
+                if message.index != index:
+                    raise WireError("malformed", f"chunk {message.index} where {index} was due")
+                target = values[chunk]
+
+                def decode(payload: bytes = payload, target: torch.Tensor = target) -> tuple[str, float]:
+                    target.copy_(self._context.codec.decode(payload, len(target)))
+                    return check_values(target), square_norm(target)
+
+                bad, square = await compute(decode)
+                reason, norm = reason or bad, norm + square
+        except WireError as error:
+            reason = error.reason
+        except CodecError:
+            reason = "shape"
+        if not reason and sender not in self._refused:
+            self._norms[sender] = norm
+        self._settle(sender, reason)
+        return reason
+
+    def _remaining(self) -> float:
+        return max(0.0, self._deadline - time.monotonic())
+
+    def include(self, peers: Collection[PeerId]) -> list[PeerId]:
+        """The verdict: whose contributions count. Starts the reduction; returns the peers in order.
+
+        Raises:
+            RoundError: the leader counts somebody whose contribution is not here whole.
+        """
+        included = sorted(peers)
+        if self._context.peer_id in self._parts:
+            lacking = [peer for peer in included if self._weights.get(peer, 1) and peer not in self._norms]
+            if lacking or not any(self._weights[peer] for peer in included):
+                raise RoundError("leader-malformed", self._group.ballot.leader, f"includes {lacking}")
+            self._context.spawn(self._reduce(included))
+        return included
+
+    async def _reduce(self, peers: list[PeerId]) -> None:
+        """Computes and encodes the mean, chunk by chunk, for whoever waits in ``_return_mean``."""
+        weighted = [(self._weights[peer], self._received[peer]) for peer in peers if self._weights[peer]]
+        total = sum(weight for weight, _ in weighted)
+        codec, norm = self._context.codec, 0.0
+        for index, chunk in enumerate(chunks(slice(0, self._part.stop - self._part.start))):
+
+            def reduce(chunk: slice = chunk) -> tuple[bytes, float]:
+                # float64, in the order of peer ids: a float32 times a weight below 2**29 is exact in it
+                mean = torch.zeros(chunk.stop - chunk.start, dtype=torch.float64)
+                for weight, values in weighted:
+                    mean += values[chunk].double() * weight
+                payload = codec.encode((mean / total).float())
+                return payload, square_norm(codec.decode(payload, len(mean)))
+
+            payload, square = await compute(reduce)
+            norm += square
+            if self._mean_chunks[index].cancelled():
+                return
+            self._mean_chunks[index].set_result(payload)
+        self._mean_norm.set_result(norm)
+
+    async def _return_mean(self, channel: Channel) -> None:
+        deadlines = self._context.deadlines
+
+        async def send() -> None:
+            for index, ready in enumerate(self._mean_chunks):
+                await channel.send(Chunk(index=index), await asyncio.shield(ready))
+            await channel.send(MeanEnd(square_norm=await asyncio.shield(self._mean_norm)))
+
+        with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):  # cancelled: abandoned
+            await asyncio.wait_for(send(), self._remaining() + 2 * deadlines.commit)
+
+    def abandon(self) -> None:
+        """The attempt is over: whoever still waits for our mean is let go."""
+        self.report.cancel()
+        self._mean_norm.cancel()
+        for future in self._mean_chunks:
+            future.cancel()
+
+    # -- as a member -----------------------------------------------------------------------------------------
+
+    async def trade(self) -> tuple[torch.Tensor, float]:
+        """Scatters our contribution and gathers the mean.
+
+        Returns:
+            The mean, float32 [parameters], and its squared norm: the same bits for every member.
+
+        Raises:
+            RoundError: a reducer failed; it is named.
+        """
+        mean = torch.empty_like(self._contribution)
+        trades: list[asyncio.Future[float]] = [asyncio.ensure_future(self._trade(reducer, mean)) for reducer in self._reducers]
+        try:
+            norms = await asyncio.gather(*trades)
+        finally:
+            for one in trades:
+                one.cancel()
+            await asyncio.gather(*trades, return_exceptions=True)
+        await self._context.listener.reached(Stage.GATHERED, self.outer_step)
+        return mean, sum(norms)
+
+    async def _trade(self, reducer: PeerId, mean: torch.Tensor) -> float:
+        part = self._parts[reducer]
+        channel: Channel | None = None
+        try:
+            channel = await self._open(reducer)
+            await asyncio.wait_for(self._scatter(channel, part), self._remaining())
+            self._unscattered -= 1
+            if not self._unscattered:
+                await self._context.listener.reached(Stage.SCATTERED, self.outer_step)
+            return await self._gather(channel, part, mean)
+        except WireError as error:
+            raise RoundError(f"reducer-{error.reason}", reducer, str(error)) from error
+        except CodecError as error:
+            raise RoundError("reducer-shape", reducer, str(error)) from error
+        except asyncio.TimeoutError as error:
+            raise RoundError("reducer-deadline", reducer) from error
+        finally:
+            if channel is not None:
+                channel.close()
+
+    async def _open(self, reducer: PeerId) -> Channel:
+        context = self._context
+        header = Part(
+            run_id=context.run_id, outer_step=self.outer_step, ballot=self.ballot,
+            examples=self._weights[context.peer_id], values=self._parts[reducer].stop - self._parts[reducer].start,
+        )  # fmt: skip
+        if reducer == context.peer_id:
+            ours, theirs = LocalChannel.pair(reducer)
+            context.spawn(self.accept(theirs, header))
+            return ours
+        channel = await context.network.open(reducer, PART_PROTOCOL, "round", context.deadlines.seat)
+        await channel.send(header)
+        return channel
+
+    async def _scatter(self, channel: Channel, part: slice) -> None:
+        if not self._weights[self._context.peer_id]:
+            return
+        for index, chunk in enumerate(chunks(part)):
+            values = self._contribution[chunk]
+            payload = await compute(lambda values=values: self._context.codec.encode(values))  # type: ignore[misc]
+            await channel.send(Chunk(index=index), payload)
+
+    async def _gather(self, channel: Channel, part: slice, mean: torch.Tensor) -> float:
+        deadlines = self._context.deadlines
+        # the first chunk comes after everyone's contribution and the verdict
+        timeout = self._remaining() + deadlines.silence + deadlines.commit
+        for index, chunk in enumerate(chunks(part)):
+            message, payload = await channel.receive(Chunk, Denied, timeout=timeout)
+            if isinstance(message, Denied):
+                raise WireError("denied", message.reason)
+            if not isinstance(message, Chunk) or message.index != index:
+                raise WireError("malformed", "a chunk out of order")
+            target = mean[chunk]
+
+            def decode(payload: bytes = payload, target: torch.Tensor = target) -> str:
+                target.copy_(self._context.codec.decode(payload, len(target)))
+                return check_values(target)
+
+            if await compute(decode):
+                raise WireError("malformed", "a mean that is not finite")
+            timeout = deadlines.commit
+        end, _ = await channel.receive(MeanEnd, timeout=timeout)
+        return end.square_norm

@@ -1,0 +1,176 @@
+"""The messages of a round. docs/protocol.md tells the story they make.
+
+Control messages travel between a member and the leader of an attempt (ROUND_PROTOCOL), contributions and means
+between a member and each reducer (PART_PROTOCOL). Every field is typed and bounded.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from swarm.history import MAX_GROUP_SIZE, Ballot, Certificate, Digest, Examples, Link, PeerIdField, Step, Vote
+from swarm.wire import Message
+
+ROUND_PROTOCOL = "/waggle/1/round"
+PART_PROTOCOL = "/waggle/1/part"
+
+RunId = Annotated[str, Field(max_length=64)]
+Reason = Annotated[str, Field(max_length=32, pattern=r"^[a-z-]*$")]
+Maddrs = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=16)]
+Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+# -- member -> leader --------------------------------------------------------------------------------------------
+
+
+class Join(Message):
+    """I want a seat for the outer step after this state. ``forgetful``: restarted since I last took part."""
+
+    run_id: RunId
+    outer_step: Step
+    digest: Digest
+    maddrs: Maddrs
+    forgetful: bool = False
+
+
+class Progress(Message):
+    """Examples done since the last commit."""
+
+    examples: Examples
+
+
+class Accepted(Message):
+    """A link this member voted for and has not seen committed."""
+
+    ballot: Ballot
+    link: Link
+
+
+class Ready(Message):
+    """My contribution is complete, with this weight. Reports what I promised and accepted at this outer step."""
+
+    examples: Examples
+    promised: Ballot | None = None
+    accepted: Accepted | None = None
+
+
+class Received(Message):
+    """A reducer's report: whose contributions to its part it refused, and the squared norms of all others."""
+
+    refused: Annotated[dict[PeerIdField, Reason], Field(max_length=MAX_GROUP_SIZE)]
+    square_norms: Annotated[dict[PeerIdField, Finite], Field(max_length=MAX_GROUP_SIZE)]
+
+
+class Voted(Message):
+    """I computed this link, or fetched its state, and sign it."""
+
+    link: Link
+    vote: Vote
+
+
+class Failed(Message):
+    """I cannot complete this round; ``culprit`` is whom I waited for, if anybody."""
+
+    reason: Reason
+    culprit: PeerIdField | None = None
+
+
+class Alive(Message):
+    """Sent both ways while nothing else is: silence means death."""
+
+
+# -- leader -> member --------------------------------------------------------------------------------------------
+
+
+class Seated(Message):
+    """You have a seat."""
+
+
+class Refused(Message):
+    """No seat. ``leader``: ask there instead. outer_step, digest, work: where the refusing peer stands."""
+
+    reason: Reason
+    leader: PeerIdField | None = None
+    outer_step: Step = 0
+    digest: Digest = "0" * 64
+    work: Examples = 0
+
+
+class Call(Message):
+    """The swarm has done enough: finish the inner step at hand and report ready."""
+
+
+class Member(Message):
+    """A seat of the group. ``reducer``: it averages a part, so it must be reachable."""
+
+    peer_id: PeerIdField
+    maddrs: Maddrs
+    examples: Examples
+    reducer: bool
+
+
+class Group(Message):
+    """The group of this attempt, in the order of peer ids.
+
+    finish: a link that somebody accepted in an earlier ballot: complete that one, exchange nothing. donors: who
+    holds its state.
+    """
+
+    ballot: Ballot
+    members: Annotated[list[Member], Field(min_length=1, max_length=MAX_GROUP_SIZE)]
+    isolated: bool = False
+    finish: Link | None = None
+    donors: Annotated[list[PeerIdField], Field(max_length=MAX_GROUP_SIZE, default_factory=list)]
+
+
+class Include(Message):
+    """Whose contributions the mean is over, and who was refused why."""
+
+    peers: Annotated[list[PeerIdField], Field(min_length=1, max_length=MAX_GROUP_SIZE)]
+    refused: Annotated[dict[PeerIdField, Reason], Field(max_length=MAX_GROUP_SIZE)]
+
+
+class Committed(Message):
+    """The outer step is made."""
+
+    certificate: Certificate
+
+
+class Aborted(Message):
+    """Nothing was committed; try again. ``culprits`` are left out for a while."""
+
+    reason: Reason
+    culprits: Annotated[list[PeerIdField], Field(max_length=MAX_GROUP_SIZE, default_factory=list)]
+
+
+# -- member <-> reducer ------------------------------------------------------------------------------------------
+
+
+class Part(Message):
+    """My contribution to your part follows, in chunks, unless ``examples`` is 0. ``values``: the part's length."""
+
+    run_id: RunId
+    outer_step: Step
+    ballot: Ballot
+    examples: Examples
+    values: Annotated[int, Field(ge=0, lt=1 << 40)]
+
+
+class Chunk(Message):
+    """Values of a part, encoded, in the payload. Both directions."""
+
+    index: Annotated[int, Field(ge=0, lt=1 << 24)]
+
+
+class MeanEnd(Message):
+    """The mean of this part is complete; the squared norm of it, the same for everyone."""
+
+    square_norm: Finite
+
+
+class Denied(Message):
+    """The reducer does not take this contribution."""
+
+    reason: Reason

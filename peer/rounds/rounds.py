@@ -1,0 +1,207 @@
+"""The rounds of one peer: answers joins and parts, and starts attempts."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Mapping, Sequence
+
+import structlog
+
+from peer.rounds.absences import Absences
+from peer.rounds.attempt import Attempt
+from peer.rounds.context import Context
+from peer.rounds.exchange import Exchange
+from peer.rounds.leader import Leader
+from peer.rounds.messages import PART_PROTOCOL, ROUND_PROTOCOL, Accepted, Denied, Group, Join, Part, Refused
+from peer.values import Pending, RoundResult
+from swarm.history import Ballot, Certificate
+from swarm.identity import PeerId
+from swarm.wire import StreamChannel
+
+log = structlog.get_logger(__name__)
+
+_KEPT_EXCHANGES = 4
+_SOON_SECONDS = 3.0
+"""A message may be here before we are where its sender is: this long it waits."""
+
+
+class Rounds:
+    """All methods belong to the network's loop.
+
+    promised, accepted: what this peer promised and voted for at the outer step after its head. table: the seats of
+    the attempt under way. alone_since: since when no majority has been known.
+    """
+
+    def __init__(self, context: Context, commit: Callable[[Pending, Certificate], None]):
+        self.context = context
+        self.absences = Absences()
+        self.promised: Ballot | None = None
+        self.accepted: tuple[Accepted, Pending] | None = None
+        self.table: Leader | None = None
+        self.alone_since = time.monotonic()
+        self._commit = commit
+        self._view: Mapping[PeerId, Sequence[str]] = {}
+        self._news = asyncio.Event()
+        self._changed = asyncio.Condition()
+        self._exchanges: OrderedDict[tuple[int, tuple[int, str]], Exchange] = OrderedDict()
+        self._leading: set[asyncio.Task[None]] = set()
+
+    async def start(self) -> None:
+        """Begins to answer other peers."""
+        await self.context.network.serve(ROUND_PROTOCOL, "round", self._on_join)
+        await self.context.network.serve(PART_PROTOCOL, "round", self._on_part)
+
+    async def drain(self, timeout: float) -> None:
+        """Gives attempts that we lead ``timeout`` seconds to tell their members how they ended."""
+        if self._leading:
+            await asyncio.wait(self._leading, timeout=timeout)
+
+    # -- what the daemon does --------------------------------------------------------------------------------
+
+    def see(self, view: Mapping[PeerId, Sequence[str]]) -> None:
+        """The peers at our head that can be dialled, with their addresses."""
+        if set(view) != set(self._view):
+            self._news.set()
+        self._view = dict(view)
+
+    async def attempt(self) -> Attempt:
+        """Sets the table for the next outer step and returns our part in it; ``run`` it, then ``conclude``."""
+        leader = Leader(self.context, self.absences, self.alone_since)
+        if self.promised is not None:
+            leader.promised_floor.append(self.promised)
+        async with self._changed:
+            self.table = leader
+            self._changed.notify_all()
+        task = self.context.spawn(leader.run())
+        self._leading.add(task)
+        task.add_done_callback(self._leading.discard)
+        return Attempt(self)
+
+    async def run(self, attempt: Attempt) -> RoundResult:
+        """Runs an attempt and clears the table after it."""
+        leader = self.table
+        try:
+            return await attempt.run()
+        finally:
+            if leader is not None and self.table is leader:
+                self.alone_since = leader.alone_since
+                self.table = None
+                if not leader.formed:
+                    await leader.close("over")
+
+    def commit(self, pending: Pending, certificate: Certificate) -> None:
+        """The outer step is made: apply it, and promises and votes for it are history."""
+        self._commit(pending, certificate)
+        self.forget()
+
+    def forget(self) -> None:
+        """The head moved: what was promised for the old one is void."""
+        self.promised, self.accepted = None, None
+        self.alone_since = time.monotonic()
+        self.context.spawn(self._notify())
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    # -- what attempts need ----------------------------------------------------------------------------------
+
+    @property
+    def listening(self) -> Collection[PeerId]:
+        """Peers at our head that can be dialled, ourselves included if we listen."""
+        ours = {self.context.peer_id} if self.context.network.maddrs else set()
+        return {*self._view, *ours}
+
+    async def news(self, timeout: float) -> None:
+        """Waits for a change of who is there, at most ``timeout`` seconds."""
+        self._news.clear()
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._news.wait(), timeout)
+
+    async def own_table(self) -> Leader:
+        """The table of the attempt under way; a new one where the old one was closed."""
+        if self.table is None or self.table.closed:
+            await self.attempt()
+        assert self.table is not None
+        return self.table
+
+    def register(self, exchange: Exchange) -> None:
+        """Contributions for this exchange may come in."""
+        self._exchanges[(exchange.outer_step, exchange.ballot.key())] = exchange
+        while len(self._exchanges) > _KEPT_EXCHANGES:
+            self._exchanges.popitem(last=False)
+        self.context.spawn(self._notify())
+
+    async def connect(self, group: Group) -> None:
+        """Makes sure that every reducer can be reached before anything is sent."""
+        strangers = [one for one in group.members if one.reducer and one.peer_id != self.context.peer_id]
+        await asyncio.gather(
+            *(self.context.network.dial(one.peer_id, one.maddrs, self.context.deadlines.seat) for one in strangers)
+        )
+
+    # -- what others ask -------------------------------------------------------------------------------------
+
+    async def _soon(self, condition: Callable[[], bool]) -> bool:
+        async with self._changed:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait_for(condition), _SOON_SECONDS)
+        return condition()
+
+    async def _on_join(self, channel: StreamChannel) -> None:
+        join, _ = await channel.receive(Join, timeout=self.context.deadlines.seat)
+        ledger = self.context.ledger
+        if join.run_id != self.context.run_id:
+            self.context.listener.refused(channel.remote, "run")
+            await channel.send(self._refuse("run"))
+            return
+        await self._soon(
+            lambda: (
+                ledger.head.outer_step > join.outer_step
+                or (ledger.head.outer_step == join.outer_step and self.table is not None and not self.table.formed)
+            )
+        )
+        reason = self._unwelcome(channel.remote, join)
+        if reason:
+            if reason in ("digest", "benched"):
+                self.context.listener.refused(channel.remote, reason)
+            await channel.send(self._refuse(reason))
+            return
+        assert self.table is not None
+        await self.table.seat(channel, join)
+
+    def _unwelcome(self, peer: PeerId, join: Join) -> str:
+        head = self.context.ledger.head
+        if join.outer_step < head.outer_step:
+            return "behind"
+        if join.outer_step > head.outer_step:
+            return "ahead"
+        if join.digest != head.digest:
+            return "digest"
+        if self.absences.benched(peer):
+            return "benched"
+        return "busy" if self.table is None else ""
+
+    def _refuse(self, reason: str) -> Refused:
+        head = self.context.ledger.head
+        return Refused(reason=reason, outer_step=head.outer_step, digest=head.digest, work=head.work)
+
+    async def _on_part(self, channel: StreamChannel) -> None:
+        part, _ = await channel.receive(Part, timeout=self.context.deadlines.seat)
+        key = (part.outer_step, part.ballot.key())
+        if part.run_id != self.context.run_id:
+            reason = "run"
+        elif await self._soon(lambda: key in self._exchanges or self._is_past(part)) and key in self._exchanges:
+            await self._exchanges[key].accept(channel, part)
+            return
+        else:
+            reason = "replay"
+        self.context.listener.refused(channel.remote, reason)
+        await channel.send(Denied(reason=reason))
+
+    def _is_past(self, part: Part) -> bool:
+        return part.outer_step < self.context.ledger.head.outer_step or (
+            self.promised is not None and part.ballot.key() < self.promised.key()
+        )

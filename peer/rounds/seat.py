@@ -1,0 +1,148 @@
+"""Finding a seat: ask the peers of the leader order one after the other, and lead where none before us can."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import structlog
+
+from peer.rounds.context import RoundError
+from peer.rounds.election import candidates, leader_order
+from peer.rounds.messages import ROUND_PROTOCOL, Join, Refused, Seated
+from swarm.identity import PeerId
+from swarm.wire import Channel, LocalChannel, WireError
+
+if TYPE_CHECKING:
+    from peer.rounds.rounds import Rounds
+
+log = structlog.get_logger(__name__)
+
+_MOST_HOPS = 4
+_AGAIN_SECONDS = 0.5
+_LOOK_BACK_SECONDS = 2.0
+
+
+async def find_seat(rounds: Rounds, preferred: PeerId | None = None) -> Channel:
+    """A channel to a leader that gave us a seat; perhaps to ourselves.
+
+    Args:
+        preferred: whom a leader that leads no more sent us to.
+
+    Raises:
+        RoundError: behind or digest (download the state first), full, run, or weight.
+    """
+    while True:
+        order = _order(rounds)
+        if preferred is not None:
+            order = [preferred, *(peer for peer in order if peer != preferred)]
+        channel = await _first_seat(rounds, order)
+        if channel is not None:
+            return channel
+        preferred = None
+        rounds.context.listener.waiting("company" if len(rounds.listening) < 2 else "leader")
+        await rounds.news(_AGAIN_SECONDS)
+
+
+def _order(rounds: Rounds) -> list[PeerId]:
+    context = rounds.context
+    isolated = time.monotonic() - rounds.alone_since >= context.terms.isolation_seconds
+    peers = candidates(context.ledger.participants, rounds.listening, context.peer_id, isolated)
+    return leader_order(context.run_id, context.ledger.head.outer_step, peers)
+
+
+async def _first_seat(rounds: Rounds, order: Sequence[PeerId]) -> Channel | None:
+    ourselves, earlier = rounds.context.peer_id, list[PeerId]()
+    for peer in order:
+        if peer == ourselves:
+            return await _lead(rounds, earlier)
+        channel = await _ask(rounds, peer)
+        if channel is ourselves:
+            return await _lead(rounds, earlier)
+        if isinstance(channel, str):
+            continue
+        if channel is not None:
+            return channel
+        earlier.append(peer)
+    return None
+
+
+async def _ask(rounds: Rounds, peer: PeerId, hops: int = 0) -> Channel | PeerId | None:
+    """A channel when ``peer``, or whom it sends us to, gives us a seat; our own id when it sends us to ourselves."""
+    context, seconds = rounds.context, rounds.context.deadlines.seat
+    try:
+        channel: Channel = await context.network.open(peer, ROUND_PROTOCOL, "round", seconds)
+    except WireError as error:
+        log.debug("cannot reach a leader", peer=peer, why=str(error))
+        rounds.absences.add(peer)
+        return None
+    try:
+        head = context.ledger.head
+        await channel.send(
+            Join(
+                run_id=context.run_id, outer_step=head.outer_step, digest=head.digest,
+                maddrs=list(context.network.maddrs), forgetful=context.ledger.forgetful,
+            )
+        )  # fmt: skip
+        answer, _ = await channel.receive(Seated, Refused, timeout=2 * seconds)
+    except WireError as error:
+        log.debug("a leader does not answer", peer=peer, why=str(error))
+        rounds.absences.add(peer)
+        channel.close()
+        return None
+    if isinstance(answer, Seated):
+        rounds.absences.discard(peer)
+        return channel
+    channel.close()
+    assert isinstance(answer, Refused)
+    if answer.reason in ("behind", "digest", "full", "run", "weight"):
+        raise RoundError(answer.reason)
+    if answer.leader == context.peer_id:
+        return context.peer_id
+    if answer.leader is not None and hops < _MOST_HOPS:
+        return await _ask(rounds, answer.leader, hops + 1)
+    return None
+
+
+async def _lead(rounds: Rounds, earlier: Sequence[PeerId]) -> Channel:
+    """Sits down at our own table."""
+    context = rounds.context
+    ours, theirs = LocalChannel.pair(context.peer_id)
+    head = context.ledger.head
+    join = Join(
+        run_id=context.run_id, outer_step=head.outer_step, digest=head.digest,
+        maddrs=list(context.network.maddrs), forgetful=context.ledger.forgetful,
+    )  # fmt: skip
+    leader = await rounds.own_table()
+    seat = context.spawn(leader.seat(theirs, join))
+    answer, _ = await ours.receive(Seated, Refused, timeout=None)
+    if isinstance(answer, Refused):
+        await seat
+        raise RoundError(f"own-{answer.reason}")
+    if earlier:
+        context.spawn(_look_back(rounds, leader, earlier))
+    return ours
+
+
+async def _look_back(rounds: Rounds, leader: object, earlier: Sequence[PeerId]) -> None:
+    """While we lead without a majority, sees whether a peer before us in the order leads after all, and joins it.
+
+    Two peers that could not reach each other for a moment would otherwise wait for each other's members.
+    """
+    while True:
+        await asyncio.sleep(_LOOK_BACK_SECONDS)
+        table = rounds.table
+        if table is not leader or table is None or not table.stuck:
+            return
+        for peer in earlier:
+            try:
+                channel = await _ask(rounds, peer)
+            except RoundError:
+                continue
+            if channel is not None and not isinstance(channel, str):
+                channel.close()  # our member asks again, this time with nothing in its way
+                if table.stuck:
+                    await table.close("moved", peer)
+                return

@@ -1,0 +1,80 @@
+"""What a round comes to: whose contributions count, and which link the votes commit. Pure decisions."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+from peer.rounds.gates import check_norms
+from peer.rounds.messages import Accepted, Voted
+from swarm.history import Ballot, Certificate, Link, acceptors_of, is_quorum
+from swarm.identity import PeerId
+
+
+@dataclass(frozen=True)
+class Report:
+    """What one reducer says of the contributions to its part."""
+
+    refused: Mapping[PeerId, str]
+    square_norms: Mapping[PeerId, float]
+
+
+@dataclass(frozen=True)
+class Inclusion:
+    """Whose contributions the mean is over (those of weight 0 too: they took part), and who was refused why."""
+
+    peers: frozenset[PeerId]
+    refused: Mapping[PeerId, str]
+
+
+def include(weights: Mapping[PeerId, int], reports: Mapping[PeerId, Report], max_norm_ratio: float) -> Inclusion:
+    """All or nothing: a contribution refused for one part is refused for all."""
+    refused: dict[PeerId, str] = {}
+    for reducer in sorted(reports):
+        for peer, reason in reports[reducer].refused.items():
+            if peer in weights:
+                refused.setdefault(peer, reason)
+    norms: dict[PeerId, float] = {}
+    for peer, examples in weights.items():
+        if examples and peer not in refused:
+            shares = [report.square_norms.get(peer) for report in reports.values()]
+            if None in shares:
+                refused[peer] = "malformed"  # a reducer neither took nor refused it
+            else:
+                norms[peer] = sum(share for share in shares if share is not None)
+    refused.update(check_norms(norms, max_norm_ratio))
+    return Inclusion(frozenset(weights) - frozenset(refused), refused)
+
+
+def next_ballot(promised: Collection[Ballot], leader: PeerId) -> Ballot:
+    """A ballot above all that the members have promised."""
+    return Ballot(number=max((ballot.number for ballot in promised), default=0) + 1, leader=leader)
+
+
+def to_finish(accepted: Mapping[PeerId, Accepted]) -> tuple[Link, list[PeerId]] | None:
+    """The link a new ballot must complete, with its holders: the one accepted in the highest ballot."""
+    if not accepted:
+        return None
+    newest = max(accepted.values(), key=lambda one: one.ballot.key())
+    link_hash = newest.link.hash()
+    return newest.link, sorted(peer for peer, one in accepted.items() if one.link.hash() == link_hash)
+
+
+def certify(
+    votes: Mapping[PeerId, Voted],
+    ballot: Ballot,
+    previous: Mapping[PeerId, int] | None,
+    forgetful: Collection[PeerId],
+) -> Certificate | None:
+    """The certificate of the link that a quorum voted for, or None as yet."""
+    by_link: dict[str, list[Voted]] = {}
+    for peer, voted in votes.items():
+        link_hash = voted.link.hash()
+        if voted.vote.voter == peer and voted.vote.valid(ballot, link_hash):
+            by_link.setdefault(link_hash, []).append(voted)
+    for same in by_link.values():
+        link = same[0].link
+        voters = [voted.vote.voter for voted in same]
+        if is_quorum(acceptors_of(link, previous), voters, forgetful):
+            return Certificate(link=link, ballot=ballot, votes=[voted.vote for voted in same])
+    return None

@@ -1,0 +1,302 @@
+"""A peer's place in the network: p2pd, the DHT and the streams between peers, in one asyncio loop.
+
+Nothing is forked: ``DHTNode`` runs in the caller's loop over the p2pd that ``P2PD`` supervises. Initial peers are
+dialled after the start and again for as long as we run, with backoff, so that a bootstrap may be away at any time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import structlog
+from hivemind.dht.node import DHTNode
+from hivemind.p2p import PeerID
+from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
+from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
+from hivemind.utils.multiaddr import Multiaddr
+
+from swarm.errors import NetworkError
+from swarm.identity import Identity, PeerId
+from swarm.p2pd import P2PD, P2PDOptions
+from swarm.records import PeerRecord, StoreGuard, open_all, peers_key, seal, subkey
+from swarm.wire import StreamChannel, WireError
+
+log = structlog.get_logger(__name__)
+
+MAX_STREAMS_PER_PEER = 64
+RECORD_LIFETIME_SECONDS = 30.0
+_DIAL_SECONDS = 5.0
+_RETRY_SECONDS = (0.5, 30.0)  # first and longest pause between two attempts to reach the initial peers
+
+Handler = Callable[[StreamChannel], Awaitable[None]]
+
+
+class NetworkObserver(Protocol):
+    """Told what the network does; the metrics implement it."""
+
+    def traffic(self, purpose: str, direction: str, count: int) -> None:
+        """``count`` bytes of ``purpose`` were "sent" or "received"."""
+
+    def dht_request(self, operation: str, outcome: str, seconds: float) -> None:
+        """A "get" or "store" ended "ok" or "failed"."""
+
+    def record_dropped(self, reason: str) -> None:
+        """A record failed a check."""
+
+
+class SilentObserver:
+    """Observes nothing."""
+
+    def traffic(self, purpose: str, direction: str, count: int) -> None:
+        """See NetworkObserver."""
+
+    def dht_request(self, operation: str, outcome: str, seconds: float) -> None:
+        """See NetworkObserver."""
+
+    def record_dropped(self, reason: str) -> None:
+        """See NetworkObserver."""
+
+
+@dataclass(frozen=True)
+class InitialPeer:
+    """A bootstrap (or any peer) to join the DHT through."""
+
+    peer_id: PeerId
+    maddr: str
+
+    @classmethod
+    def parse(cls, text: str) -> InitialPeer:
+        """Splits ``/ip4/.../tcp/.../p2p/PEER_ID``, already validated."""
+        maddr, _, peer_id = text.rpartition("/p2p/")
+        return cls(peer_id, maddr)
+
+
+class Network:
+    """p2pd, DHT and streams of one peer. All methods belong to the loop that started it."""
+
+    def __init__(self, identity: Identity, daemon: P2PD, node: DHTNode, observer: NetworkObserver):
+        self.identity = identity
+        self.peer_id = identity.peer_id
+        self.died = daemon.died
+        self.maddrs: list[str] = []
+        self._daemon, self._node, self._observer = daemon, node, observer
+        self._initial_peers: Sequence[InitialPeer] = ()
+        self._joined = asyncio.Event()
+        self._streams: Counter[PeerId] = Counter()
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    @classmethod
+    async def start(
+        cls,
+        identity: Identity,
+        options: P2PDOptions,
+        initial_peers: Sequence[str] = (),
+        observer: NetworkObserver | None = None,
+    ) -> Network:
+        """Starts p2pd and the DHT and begins to dial the initial peers.
+
+        Raises:
+            NetworkError: p2pd did not start.
+        """
+        observer = observer or SilentObserver()
+        daemon = await P2PD.start(options)
+        try:
+            node = await DHTNode.create(
+                p2p=daemon.p2p,
+                client_mode=not options.host_maddrs,
+                record_validator=StoreGuard(observer.record_dropped),
+                # A cached answer would hide who left and what changed: the swarm is read afresh.
+                cache_locally=False, cache_on_store=False, cache_nearest=0, reuse_get_requests=False,
+            )  # fmt: skip
+            network = cls(identity, daemon, node, observer)
+            if daemon.p2p.peer_id.to_base58() != identity.peer_id:
+                raise NetworkError(f"p2pd took another identity than {identity.path}; move the file away")
+            (
+                _,
+                maddrs,
+            ) = await daemon.p2p._client.identify()  # hivemind has no public call without the /p2p suffix
+        except BaseException:
+            await daemon.stop()
+            raise
+        network.maddrs = [str(maddr) for maddr in maddrs][:16] if options.host_maddrs else []
+        network._initial_peers = [InitialPeer.parse(text) for text in initial_peers]
+        network.spawn(network._keep_joined())
+        return network
+
+    # -- life ------------------------------------------------------------------------------------------------
+
+    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Runs a task that ends with the network."""
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def stop(self) -> None:
+        """Ends tasks, DHT and p2pd."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        with contextlib.suppress(Exception):  # p2pd may be gone already: then there is nobody to unregister from
+            await asyncio.wait_for(self._node.shutdown(), 2.0)
+        await self._daemon.stop()
+
+    def kill(self) -> None:
+        """Kills p2pd at once, from any thread: for a forced end."""
+        self._daemon.kill()
+
+    @property
+    def p2pd_pid(self) -> int:
+        """The process id of p2pd."""
+        return self._daemon.pid
+
+    @property
+    def visible_maddrs(self) -> list[str]:
+        """Our addresses with /p2p/PEER_ID, ready to paste."""
+        return [f"{maddr}/p2p/{self.peer_id}" for maddr in self.maddrs]
+
+    # -- who is there ----------------------------------------------------------------------------------------
+
+    @property
+    def known_peers(self) -> int:
+        """Peers in the DHT's routing table."""
+        return len(self._node.protocol.routing_table.uid_to_peer_id)
+
+    @property
+    def joined(self) -> bool:
+        """Whether an initial peer answered, or none was given."""
+        return self._joined.is_set()
+
+    async def wait_joined(self, timeout: float | None) -> bool:
+        """Waits until ``joined``; False after ``timeout`` seconds."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._joined.wait(), timeout)
+        return self._joined.is_set()
+
+    async def _keep_joined(self) -> None:
+        if not self._initial_peers:
+            self._joined.set()
+            return
+        first, longest = _RETRY_SECONDS
+        pause = first
+        while True:
+            reached = await asyncio.gather(*map(self._reach, self._initial_peers))
+            if any(reached) or (self._joined.is_set() and self.known_peers):
+                if not self._joined.is_set():
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        # fills the routing table with the peers nearest to us
+                        await asyncio.wait_for(self._node.find_nearest_nodes([self._node.node_id]), _DIAL_SECONDS)
+                    self._joined.set()
+                pause = 10.0
+            else:
+                log.warning(
+                    "none of the initial peers answers; trying again",
+                    initial_peers=[peer.maddr for peer in self._initial_peers],
+                    seconds=round(pause, 1),
+                )
+                pause = min(pause * 2, longest)
+            await asyncio.sleep(pause)
+
+    async def _reach(self, peer: InitialPeer) -> bool:
+        if peer.peer_id == self.peer_id:
+            return True
+        if not await self.dial(peer.peer_id, [peer.maddr]):
+            return False
+        return await self._node.protocol.call_ping(PeerID.from_base58(peer.peer_id)) is not None
+
+    async def dial(self, peer_id: PeerId, maddrs: Sequence[str], timeout: float = _DIAL_SECONDS) -> bool:
+        """Connects to a peer; whether that worked within ``timeout`` seconds."""
+        try:
+            parsed = [Multiaddr(maddr) for maddr in maddrs]
+            # hivemind has no public call that dials an address
+            await asyncio.wait_for(self._daemon.p2p._client.connect(PeerID.from_base58(peer_id), parsed), timeout)
+        except (
+            ControlFailure,
+            asyncio.TimeoutError,
+            OSError,
+            ValueError,
+            asyncio.IncompleteReadError,
+        ) as error:
+            log.debug("cannot dial", peer=peer_id, maddrs=list(maddrs), why=str(error)[:300])
+            return False
+        return True
+
+    # -- records ---------------------------------------------------------------------------------------------
+
+    async def publish(self, run_id: str, record: PeerRecord, lifetime: float = RECORD_LIFETIME_SECONDS) -> bool:
+        """Stores this peer's signed record for ``lifetime`` seconds; whether anybody took it."""
+        expires = time.time() + lifetime
+        envelope = seal(self.identity, run_id, record, expires)
+        store = self._node.store(peers_key(run_id), envelope, expires, subkey=subkey(self.peer_id))
+        return bool(await self._dht("store", store))
+
+    async def read_peers(self, run_id: str) -> dict[PeerId, PeerRecord]:
+        """The valid records of a run."""
+        found = await self._dht("get", self._node.get(peers_key(run_id), latest=True))
+        if found is None or not isinstance(found.value, dict):
+            return {}
+        entries = {key: (item.value, item.expiration_time) for key, item in found.value.items()}
+        return open_all(run_id, entries, self._observer.record_dropped, time.time())
+
+    async def _dht(self, operation: str, request: Awaitable[Any]) -> Any:
+        began = time.monotonic()
+        outcome = "failed"
+        try:
+            result = await asyncio.wait_for(request, 10.0)
+            outcome = "ok"
+        except asyncio.TimeoutError:
+            result = None
+        finally:
+            self._observer.dht_request(operation, outcome, time.monotonic() - began)
+        return result
+
+    # -- streams ---------------------------------------------------------------------------------------------
+
+    def _channel(
+        self, remote: PeerId, purpose: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> StreamChannel:
+        def count(direction: str, size: int) -> None:
+            self._observer.traffic(purpose, direction, size)
+
+        return StreamChannel(remote, reader, writer, count)
+
+    async def open(self, peer_id: PeerId, protocol: str, purpose: str, timeout: float) -> StreamChannel:
+        """Opens a stream. Raises WireError("unreachable")."""
+        try:
+            _, reader, writer = await asyncio.wait_for(
+                self._daemon.p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), protocol), timeout
+            )
+        except (ControlFailure, asyncio.TimeoutError, OSError, asyncio.IncompleteReadError) as error:
+            raise WireError("unreachable", f"{peer_id}: {error!r}"[:300]) from error
+        return self._channel(peer_id, purpose, reader, writer)
+
+    async def serve(self, protocol: str, purpose: str, handler: Handler) -> None:
+        """Answers streams of ``protocol``. libp2p authenticates ``channel.remote``."""
+
+        async def handle(info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            remote = info.peer_id.to_base58()
+            channel = self._channel(remote, purpose, reader, writer)
+            if self._streams[remote] >= MAX_STREAMS_PER_PEER:
+                channel.close()
+                return
+            self._streams[remote] += 1
+            try:
+                await handler(channel)
+            except WireError as error:
+                log.debug("stream ended", peer=remote, protocol=protocol, why=str(error))
+            except asyncio.CancelledError:
+                pass  # we are stopping; the task belongs to asyncio's server, which would only log it
+            finally:
+                self._streams[remote] -= 1
+                if not self._streams[remote]:
+                    del self._streams[remote]
+                channel.close()
+
+        await self._daemon.p2p.add_binary_stream_handler(protocol, handle)

@@ -1,0 +1,192 @@
+"""Bounded, typed messages over a libp2p stream.
+
+A frame is two big-endian lengths, a msgpack header and a raw payload. Both lengths are checked *before* anything is
+read, so that a stranger cannot make us hold what we did not ask for. p2pd knows no half-closed streams: who is done
+says so in a message, and only then closes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import struct
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import msgpack
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from swarm.identity import PeerId
+
+MAX_HEADER_BYTES = 1 << 20
+MAX_PAYLOAD_BYTES = 4 << 20
+_LENGTHS = struct.Struct(">II")
+
+Traffic = Callable[[str, int], None]
+"""Called with "sent" or "received" and a number of bytes."""
+
+
+class WireError(Exception):
+    """The stream broke or its bytes are not what was agreed. ``reason`` is one word for the metrics."""
+
+    def __init__(self, reason: str, detail: str = ""):
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+
+
+class Message(BaseModel):
+    """A typed header. Subclasses set ``kind``; unknown fields are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+M = TypeVar("M", bound=Message)
+
+
+def no_traffic(direction: str, count: int) -> None:
+    """Counts nothing."""
+
+
+class Channel(Protocol):
+    """Two ends that exchange messages, over libp2p or inside one process."""
+
+    remote: PeerId
+
+    async def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
+        """Raises WireError("gone") when the other end is away."""
+        ...
+
+    async def receive(self, *kinds: type[M], timeout: float | None) -> tuple[M, bytes]:
+        """The next message, which must be one of ``kinds``. Raises WireError: gone, deadline, malformed."""
+        ...
+
+    def close(self) -> None:
+        """Ends both directions; what was sent is still delivered where possible."""
+        ...
+
+
+def encode(message: Message, payload: bytes | memoryview = b"") -> list[bytes | memoryview]:
+    """The frame as buffers to write, uncopied."""
+    header = msgpack.packb({"kind": type(message).__name__, **message.model_dump()})
+    if len(header) > MAX_HEADER_BYTES or len(payload) > MAX_PAYLOAD_BYTES:
+        raise ValueError(f"{type(message).__name__} is too large: {len(header)} + {len(payload)} bytes")
+    return [_LENGTHS.pack(len(header), len(payload)) + header, payload]
+
+
+def parse(header: bytes, kinds: tuple[type[M], ...]) -> M:
+    """The message in ``header``. Raises WireError("malformed")."""
+    try:
+        fields = msgpack.unpackb(header, use_list=True, strict_map_key=True)
+        kind = fields.pop("kind")
+        for candidate in kinds:
+            if candidate.__name__ == kind:
+                return candidate.model_validate(fields)
+        raise WireError("malformed", f"unexpected {str(kind)[:40]!r}")
+    except (
+        ValidationError,
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        msgpack.UnpackException,
+    ) as error:
+        raise WireError("malformed", str(error).splitlines()[0][:200]) from error
+
+
+class StreamChannel:
+    """A channel over one libp2p stream."""
+
+    def __init__(
+        self,
+        remote: PeerId,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        traffic: Traffic = no_traffic,
+    ):
+        self.remote = remote
+        self._reader, self._writer, self._traffic = reader, writer, traffic
+        self._lock = asyncio.Lock()
+
+    async def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
+        """See Channel."""
+        buffers = encode(message, payload)
+        async with self._lock:
+            try:
+                for buffer in buffers:
+                    if len(buffer):
+                        self._writer.write(buffer)
+                await self._writer.drain()
+            except (OSError, RuntimeError) as error:
+                raise WireError("gone", repr(error)) from error
+        self._traffic("sent", sum(map(len, buffers)))
+
+    async def receive(self, *kinds: type[M], timeout: float | None) -> tuple[M, bytes]:
+        """See Channel."""
+        try:
+            header, payload = await asyncio.wait_for(self._frame(), timeout)
+        except asyncio.TimeoutError:
+            raise WireError("deadline", f"nothing within {timeout:.1f} s") from None
+        except (asyncio.IncompleteReadError, OSError) as error:
+            raise WireError("gone", repr(error)) from error
+        return parse(header, kinds), payload
+
+    async def _frame(self) -> tuple[bytes, bytes]:
+        header_bytes, payload_bytes = _LENGTHS.unpack(await self._reader.readexactly(_LENGTHS.size))
+        if header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+            raise WireError("malformed", f"a frame of {header_bytes} + {payload_bytes} bytes")
+        header = await self._reader.readexactly(header_bytes)
+        payload = await self._reader.readexactly(payload_bytes) if payload_bytes else b""
+        self._traffic("received", _LENGTHS.size + header_bytes + payload_bytes)
+        return header, payload
+
+    def close(self) -> None:
+        """See Channel."""
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.close()
+
+
+class LocalChannel:
+    """One end of a channel inside this process: a peer is its own leader and its own reducer too."""
+
+    def __init__(self, remote: PeerId, inbox: asyncio.Queue[Any], outbox: asyncio.Queue[Any]):
+        self.remote = remote
+        self._inbox, self._outbox = inbox, outbox
+        self._ended = False
+
+    @classmethod
+    def pair(cls, peer: PeerId) -> tuple[LocalChannel, LocalChannel]:
+        """Two connected ends."""
+        one: asyncio.Queue[Any] = asyncio.Queue()
+        two: asyncio.Queue[Any] = asyncio.Queue()
+        a, b = cls(peer, one, two), cls(peer, two, one)
+        a._other, b._other = b, a
+        return a, b
+
+    _other: LocalChannel
+
+    async def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
+        """See Channel."""
+        if self._ended or self._other._ended:
+            raise WireError("gone", "closed")
+        await self._outbox.put((message, bytes(payload)))
+
+    async def receive(self, *kinds: type[M], timeout: float | None) -> tuple[M, bytes]:
+        """See Channel."""
+        if self._inbox.empty() and (self._ended or self._other._ended):
+            raise WireError("gone", "closed")
+        try:
+            item = await asyncio.wait_for(self._inbox.get(), timeout)
+        except asyncio.TimeoutError:
+            raise WireError("deadline", f"nothing within {timeout:.1f} s") from None
+        if item is None:
+            raise WireError("gone", "closed")
+        message, payload = item
+        if not isinstance(message, kinds):
+            raise WireError("malformed", f"unexpected {type(message).__name__}")
+        return message, payload
+
+    def close(self) -> None:
+        """See Channel."""
+        self._ended = True
+        for queue in (self._outbox, self._inbox):  # wake whoever waits at either end
+            queue.put_nowait(None)
