@@ -15,7 +15,7 @@ from peer.rounds.assembly import Terms
 from peer.rounds.codec import CODECS, Codec
 from peer.rounds.context import Context, Deadlines, Stage
 from peer.rounds.rounds import Rounds
-from peer.state.layout import Layout
+from peer.layout import Layout
 from peer.state.store import Store
 from peer.state.transfer import Transfer
 from peer.values import LocalResult, RoundResult

@@ -13,7 +13,7 @@ import structlog
 import torch
 
 from peer.optimizers import OuterOptimizer
-from peer.state.layout import Layout, state_digest
+from peer.layout import Layout, state_digest
 from peer.values import Pending
 from swarm.history import Certificate, Head, History, Link, check_chain
 from swarm.identity import PeerId

@@ -17,7 +17,7 @@ import structlog
 import torch
 from pydantic import Field
 
-from peer.state.layout import state_digest
+from peer.layout import state_digest
 from peer.state.store import Store
 from peer.values import Pending
 from swarm.history import Certificate, Digest, Head, HistoryError, Link, Step
