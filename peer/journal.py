@@ -21,7 +21,9 @@ class Journal:
             folder.mkdir(parents=True, exist_ok=True)
             self._file = self.path.open("a", encoding="utf-8")
         except OSError as error:
-            raise StateError(f"data_dir {folder}: cannot be written ({error.strerror}); choose another --data-dir") from error
+            raise StateError(
+                f"data_dir {folder}: cannot be written ({error.strerror}); choose another --data-dir"
+            ) from error
 
     def write(self, event: str, **fields: Any) -> None:
         """One event, flushed. A float that is not finite becomes null."""

@@ -39,7 +39,7 @@ class Layout:
 
     def unflatten(self, flat: torch.Tensor) -> dict[str, torch.Tensor]:
         """Views of ``flat``, float32 [size], by parameter name."""
-        pieces = flat.split([torch.Size(shape).numel() for _, shape in self.shapes])
+        pieces = torch.split(flat, [torch.Size(shape).numel() for _, shape in self.shapes])
         return {name: piece.view(shape) for (name, shape), piece in zip(self.shapes, pieces, strict=True)}
 
 
@@ -77,7 +77,7 @@ def state_digest(layout: Layout, outer_step: int, parameters: torch.Tensor, slot
     top = hashlib.sha256(b"waggle state 1\0" + layout.header() + b"\0" + str(outer_step).encode())
     for name, values in [("parameters", parameters), *sorted(slots.items())]:
         top.update(b"\0" + name.encode() + b"\0")
-        raw = memoryview(values.numpy().astype("<f4", copy=False)).cast("B")
+        raw = memoryview(values.numpy().astype("<f4", copy=False).data).cast("B")
         for start in range(0, len(raw), DIGEST_CHUNK_BYTES):
             top.update(hashlib.sha256(raw[start : start + DIGEST_CHUNK_BYTES]).digest())
     return top.hexdigest()

@@ -22,7 +22,10 @@ Slots = Mapping[str, torch.Tensor]
 class OuterOptimizer(Protocol):
     """Applies a mean to the committed parameters. Changes nothing in place."""
 
-    slots: tuple[str, ...]
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """Names of the vectors it keeps, in the order of transfer."""
+        ...
 
     def step(
         self, parameters: torch.Tensor, slots: Slots, mean: torch.Tensor, square_norm: float, outer_step: int
@@ -58,7 +61,12 @@ class SGD:
 
     def __init__(self, settings: Optimizer):
         self._settings = settings
-        self.slots = ("momentum",) if settings.momentum else ()
+        self._slots = ("momentum",) if settings.momentum else ()
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """See OuterOptimizer."""
+        return self._slots
 
     def step(
         self, parameters: torch.Tensor, slots: Slots, mean: torch.Tensor, square_norm: float, outer_step: int

@@ -32,9 +32,7 @@ class SwarmView:
 
 def view(records: Mapping[PeerId, PeerRecord], ourselves: PeerId, head: Head) -> SwarmView:
     """What ``records`` say to a peer at ``head``."""
-    live = {
-        peer: record for peer, record in records.items() if peer != ourselves and record.phase not in _AWAY
-    }
+    live = {peer: record for peer, record in records.items() if peer != ourselves and record.phase not in _AWAY}
     claims: dict[PeerId, Head] = {
         peer: Head(record.outer_step, record.digest, record.work) for peer, record in live.items()
     }

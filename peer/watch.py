@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 import time
 from collections.abc import Callable
 
@@ -46,8 +45,6 @@ class Watch:
         self._ahead_since: tuple[Head, float] | None = None
         self._dialled: dict[PeerId, tuple[str, ...]] = {}
         self._hurry = asyncio.Event()
-        self._looked = threading.Condition()
-        self._looks = 0
 
     async def run(self) -> None:
         """Looks every second, and at once when told to hurry."""
@@ -64,9 +61,9 @@ class Watch:
     async def look(self) -> SwarmView:
         """Publishes if there is news, reads the records, dials whom we do not know."""
         record = self._describe()
-        if record != self._published or time.monotonic() - self._published_at > _REFRESH_SECONDS:
-            if await self._network.publish(self._run_id, record):
-                self._published, self._published_at = record, time.monotonic()
+        due = record != self._published or time.monotonic() - self._published_at > _REFRESH_SECONDS
+        if due and await self._network.publish(self._run_id, record):
+            self._published, self._published_at = record, time.monotonic()
         records = await self._network.read_peers(self._run_id)
         head = self._head()
         self.view = view(records, self._network.peer_id, head)
@@ -79,9 +76,6 @@ class Watch:
                 self._dialled[peer] = tuple(maddrs)
                 self._network.spawn(self._meet(peer, tuple(maddrs)))
         self._seen(self.view)
-        with self._looked:
-            self._looks += 1
-            self._looked.notify_all()
         return self.view
 
     async def _meet(self, peer: PeerId, maddrs: tuple[str, ...]) -> None:

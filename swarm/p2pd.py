@@ -30,6 +30,7 @@ from swarm.errors import NetworkError
 log = structlog.get_logger(__name__)
 
 _LEVELS = {"panic": "error", "fatal": "error", "dpanic": "error", "error": "info", "warn": "debug"}
+_FAREWELL = "error accepting connection"  # what p2pd says of its own control socket whenever it is stopped
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class P2PD:
                 process.kill()
             await process.wait()
             reader.cancel()
-            control.unlink(missing_ok=True)
+            control.unlink(missing_ok=True)  # noqa: ASYNC240  # one system call, while we fail
             raise
         return cls(process, p2p, control, reader)
 
@@ -170,7 +171,8 @@ def _parse_golog(line: str) -> tuple[str, str]:
     """Go's loggers call routine failures to dial errors: they are shown one level lower."""
     try:
         record = json.loads(line)
-        return _LEVELS.get(record["level"], "debug"), f"{record['logger']}: {record['msg']}"
+        level = "debug" if record["msg"] == _FAREWELL else _LEVELS.get(record["level"], "debug")
+        return level, f"{record['logger']}: {record['msg']}"
     except (ValueError, KeyError, TypeError):
         return "debug", line
 

@@ -202,7 +202,8 @@ class Exchange:
             RoundError: a reducer failed; it is named.
         """
         mean = torch.empty_like(self._contribution)
-        trades: list[asyncio.Future[float]] = [asyncio.ensure_future(self._trade(reducer, mean)) for reducer in self._reducers]
+        trades: list[asyncio.Future[float]] = []
+        trades.extend(asyncio.ensure_future(self._trade(reducer, mean)) for reducer in self._reducers)
         try:
             norms = await asyncio.gather(*trades)
         finally:

@@ -138,6 +138,7 @@ class Leader:
         self._closed = self.refuse(reason, leader)
         await self._broadcast(self._closed)
         self._end()
+        await self._inbox.put((self._context.peer_id, Alive()))  # ``run`` looks up and ends
 
     def _end(self) -> None:
         for channel in self._channels.values():
@@ -163,6 +164,8 @@ class Leader:
         heart = asyncio.ensure_future(self._beat())
         try:
             decision = await self._assemble()
+            if decision is None:
+                return
             group = self._form(decision)
             try:
                 await self._broadcast(group)
@@ -205,9 +208,10 @@ class Leader:
     async def _broadcast(self, message: Message) -> None:
         await asyncio.gather(*(self._send(peer, channel, message) for peer, channel in list(self._channels.items())))
 
-    async def _assemble(self) -> Decision:
+    async def _assemble(self) -> Decision | None:
+        """The decision to form the group; None when the table was closed before."""
         called_at: float | None = None
-        while True:
+        while self._closed is None:
             pause: float | None = None
             if self._opened_at is not None:  # until our own peer sits here it may lead elsewhere
                 decision = decide(self._table(called_at), self._context.terms, time.monotonic())
@@ -224,6 +228,7 @@ class Leader:
             except asyncio.TimeoutError:
                 continue
             await self._seat_message(peer, message)
+        return None
 
     def _note(self, decision: Decision) -> None:
         if decision.reason not in ("majority", "company"):

@@ -34,7 +34,8 @@ def save_state(path: Path, run_id: str, layout: Layout, state: Pending) -> None:
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise StateError(f"{path}: cannot be written ({error.strerror}); free some space or change --data-dir") from error
+        reason = f"{path}: cannot be written ({error.strerror}); free some space or change --data-dir"
+        raise StateError(reason) from error
 
 
 def load_state(path: Path, run_id: str, layout: Layout) -> Pending:
@@ -44,7 +45,7 @@ def load_state(path: Path, run_id: str, layout: Layout) -> Pending:
         StateError: unreadable, of another run or model, or its contents do not have its digest.
     """
     try:
-        with safe_open(path, "pt") as file:  # type: ignore[no-untyped-call]  # safetensors leaves it untyped
+        with safe_open(path, "pt") as file:
             metadata: Mapping[str, str] = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # not a dict
     except (OSError, SafetensorError) as error:

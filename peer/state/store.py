@@ -12,8 +12,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import structlog
 import torch
 
-from peer.optimizers import OuterOptimizer
 from peer.layout import Layout, state_digest
+from peer.optimizers import OuterOptimizer
 from peer.values import Pending
 from swarm.history import Certificate, Head, History, Link, check_chain
 from swarm.identity import PeerId

@@ -102,7 +102,7 @@ class Transfer:
         values = sum(vector.numel() for vector in vectors)
         await channel.send(Offer(outer_step=state.outer_step, digest=state.digest, chain=chain, values=values))
         for vector in vectors:
-            for chunk in vector.split(CHUNK_VALUES):
+            for chunk in torch.split(vector, CHUNK_VALUES):
                 payload = chunk.numpy().astype("<f4", copy=False).tobytes()
                 await asyncio.wait_for(channel.send(Values(), payload), _CHUNK_SECONDS)
         await channel.receive(Values, timeout=_CHUNK_SECONDS)  # the receiver's thanks: only now may we hang up
@@ -177,7 +177,7 @@ class Transfer:
             raise WireError("shape", f"{offer.values} values where {size * (1 + len(names))} are due")
         vectors = [torch.empty(size) for _ in range(1 + len(names))]
         for vector in vectors:
-            for chunk in vector.split(CHUNK_VALUES):
+            for chunk in torch.split(vector, CHUNK_VALUES):
                 _, payload = await channel.receive(Values, timeout=_CHUNK_SECONDS)
                 if len(payload) != 4 * chunk.numel():
                     raise WireError("shape", f"a chunk of {len(payload)} bytes")

@@ -1,0 +1,356 @@
+"""The composition root of a peer: start, loop, stop.
+
+The main thread trains, the network's loop runs in its own thread (``Online``). One turn of the loop is one attempt at
+an outer step: work until done or called, hand in the contribution, and start again from whatever was committed.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from concurrent import futures
+from concurrent.futures import Future
+from typing import Any
+
+import psutil
+import structlog
+from prometheus_client import CollectorRegistry
+
+from peer.config import PeerSettings
+from peer.data import Prefetcher, open_stream, open_tokenizer, validation_batches
+from peer.journal import Journal
+from peer.layout import Layout, read_parameters
+from peer.metrics import PeerMetrics
+from peer.online import Online
+from peer.optimizers import outer_optimizer
+from peer.phase import Event, Phase, next_phase
+from peer.rounds.attempt import Attempt
+from peer.rounds.gates import check_values
+from peer.state.files import save_state
+from peer.state.store import Store
+from peer.tasks import TASKS, build_model, check_vocabulary
+from peer.training import Trainer, choose_device, limit_threads
+from peer.values import LocalResult, RoundResult
+from swarm import logs
+from swarm.errors import DeviceError, NetworkError
+from swarm.identity import Identity
+from swarm.lifecycle import Shutdown
+from swarm.loop import LoopThread
+from swarm.manifest import Manifest
+from swarm.programs import version
+
+log = structlog.get_logger(__name__)
+
+_LOOK_SECONDS = 0.5
+_FINISH_SECONDS = 4.0  # for the round at hand when we are asked to leave
+_LEAVE_SECONDS = 9.0  # for all of leaving, after which nothing is waited for
+_AGAIN_SECONDS = 1.0
+
+
+def run(settings: PeerSettings) -> int:
+    """Runs a peer until it has done its outer steps or is asked to leave; returns the exit code."""
+    shutdown = Shutdown()
+    shutdown.install()
+    peer = Peer(settings, shutdown)
+    try:
+        peer.startup()
+        peer.main_loop()
+    finally:
+        peer.shutdown()
+    return 0
+
+
+class Peer:
+    """A volunteer's daemon."""
+
+    def __init__(self, settings: PeerSettings, shutdown: Shutdown):
+        self._settings, self._shutdown = settings, shutdown
+        self._leaving: Future[None] = Future()
+        self._phase = Phase.STARTING
+        self._loss = self._validation_loss = math.nan
+        self._last_commit = 0.0
+        self._online: Online | None = None
+        self._started = False
+        shutdown.on_request(lambda: self._leaving.set_result(None))
+
+    # -- startup ---------------------------------------------------------------------------------------------
+
+    def startup(self) -> None:
+        """Builds everything, cheap and likely to fail first."""
+        settings = self._settings
+        manifest = self._manifest = Manifest.load(settings.run)
+        self._identity = Identity.load_or_create(settings.identity_path)
+        logs.bind(run_id=manifest.run_id, peer_id=self._identity.peer_id)
+        self._metrics = PeerMetrics(CollectorRegistry(), version())
+        try:
+            device = choose_device(settings.device)
+        except RuntimeError as error:
+            raise DeviceError(f"--device {settings.device}: {error}; choose another or cpu") from error
+        limit_threads(settings.threads)
+        self._journal = Journal(settings.data_dir, manifest.run_id)
+        model = build_model(manifest)
+        check_vocabulary(model, open_tokenizer(manifest).vocabulary_size)
+        self._validation = validation_batches(manifest)
+        self._batches = Prefetcher(open_stream(manifest, self._identity.peer_id, data_shard=settings.data_shard))
+        optimizer = outer_optimizer(manifest.outer)
+        self._store = Store(manifest.run_id, Layout.of(model), read_parameters(model), optimizer)
+        self._trainer = Trainer(manifest, model, TASKS[manifest.task].loss, self._batches, device)
+        self._loop = LoopThread()
+        self._shutdown.on_force(self._kill_children)
+        online = Online(settings, manifest, self._store, self._metrics, lambda: self._phase, self._status)
+        self._loop.run(online.start(self._identity, version()), timeout=60.0)
+        self._online = online
+        logs.tame()
+        self._event(Event.NETWORKED)
+        log.info(
+            "peer started",
+            maddrs=online.network.visible_maddrs or "none (client mode)",
+            http=online.exposition.url if online.exposition else "off",
+            parameters=self._store.layout.size,
+            device=str(device),
+        )
+        self._loop.call(lambda: online.network.spawn(self._watch_p2pd(online)))
+
+    async def _watch_p2pd(self, online: Online) -> None:
+        await online.network.died.wait()
+        self._shutdown.request("p2pd ended")
+
+    # -- main loop -------------------------------------------------------------------------------------------
+
+    def main_loop(self) -> None:
+        """One outer step after the other."""
+        self._join()
+        while not self._shutdown.requested and not self._finished:
+            if self._up_to_date():
+                self._outer_step()
+        if not self._shutdown.requested:
+            self._shutdown.request("all outer steps done")
+        elif self._shutdown.reason == "p2pd ended":
+            raise NetworkError("p2pd ended unexpectedly; see the lines above, and start the peer again")
+
+    @property
+    def _finished(self) -> bool:
+        most = self._settings.max_outer_steps
+        return most is not None and self._store.head.outer_step >= most
+
+    def _join(self) -> None:
+        assert self._online is not None
+        joined = self._loop.submit(self._online.network.wait_joined(None))
+        self._wait(joined)
+        joined.cancel()
+        if not self._shutdown.requested:
+            self._loop.run(self._online.watch.look(), timeout=30.0)
+            self._trainer.load(self._store.committed.parameters)
+
+    def _up_to_date(self) -> bool:
+        """Whether our state is the swarm's; if not, tries to get it."""
+        assert self._online is not None
+        watch = self._online.watch
+        fresh = self._phase in (Phase.JOINING, Phase.DOWNLOADING)
+        if not (watch.lagging or (fresh and watch.view.ahead)):
+            if fresh:
+                self._event(Event.CURRENT)
+                self._validate()
+            return True
+        if self._phase is not Phase.DOWNLOADING:
+            self._event(Event.LAGGING)
+        catching = self._loop.submit(self._online.catch_up())
+        self._wait(catching)
+        if self._shutdown.requested:
+            catching.cancel()
+        elif catching.result():
+            self._trainer.load(self._store.committed.parameters)
+            head = self._store.head
+            self._metrics.at_step(head.outer_step)
+            self._journal.write("download", outer_step=head.outer_step, digest=head.digest, work=head.work)
+        elif watch.view.ahead:
+            self._shutdown.wait(_AGAIN_SECONDS)
+        return False
+
+    def _outer_step(self) -> None:
+        """Local work and one attempt at a commit. What was worked stays for the next attempt unless it counted."""
+        online = self._online
+        assert online is not None
+        attempt = self._loop.run(online.rounds.attempt(), timeout=10.0)
+        rounds = self._loop.submit(online.rounds.run(attempt))
+        began = time.monotonic()
+        self._work(attempt, rounds)
+        if not self._shutdown.requested and not rounds.done():
+            attempt.finish(self._contribution())
+            self._event(Event.CALLED)
+        self._await(rounds)
+        result = rounds.result() if rounds.done() and not rounds.cancelled() else None
+        if result is None:
+            rounds.cancel()
+            result = RoundResult(False, self._store.head.outer_step, 0, "cancelled")
+        self._conclude(attempt, result, time.monotonic() - began)
+
+    def _work(self, attempt: Attempt, rounds: Future[RoundResult]) -> None:
+        """Inner steps until there are enough, the swarm calls, or the attempt is over without us."""
+        assert self._online is not None
+        trainer, watch = self._trainer, self._online.watch
+        attempt.report(trainer.examples)
+        while not (
+            trainer.done or attempt.called.is_set() or rounds.done() or self._shutdown.requested or watch.lagging
+        ):
+            waited, before = self._batches.wait_seconds, trainer.examples
+            trainer.inner_step()
+            attempt.report(trainer.examples)
+            self._metrics.worked(trainer.examples - before, self._batches.wait_seconds - waited)
+
+    def _contribution(self) -> LocalResult:
+        """Our part of the mean; nothing where it is not finite, as no groupmate would take it."""
+        result = self._trainer.result()
+        reason = check_values(result.contribution) if result.examples else ""
+        if not reason and (result.examples == 0 or math.isfinite(result.loss)):
+            return result
+        self._metrics.refused(self._identity.peer_id, reason or "non-finite")
+        log.warning("local work is not finite and is dropped", examples=result.examples, loss=result.loss)
+        self._trainer.forget_inner_state()
+        self._trainer.load(self._store.committed.parameters)
+        return LocalResult(result.contribution.zero_(), 0, 0, math.nan)
+
+    def _await(self, rounds: Future[RoundResult]) -> None:
+        """Waits for the attempt, shows why it has to wait itself, and gives up when the swarm has gone on."""
+        assert self._online is not None
+        while not self._wait(rounds, _LOOK_SECONDS):
+            waiting = bool(self._metrics.waiting_for)
+            if waiting and self._phase is Phase.AVERAGING:
+                self._event(Event.WAITING)
+            elif not waiting and self._phase is Phase.PAUSED:
+                self._event(Event.RESUMED)
+                self._event(Event.CALLED)
+            if self._online.watch.lagging:
+                return
+        if self._leaving.done() and not rounds.done():
+            futures.wait([rounds], timeout=_FINISH_SECONDS if self._phase is Phase.AVERAGING else 0.0)
+
+    def _wait(self, future: Future[Any], timeout: float | None = None) -> bool:
+        """Waits for ``future`` or for being asked to leave; whether either came within ``timeout`` seconds."""
+        return bool(futures.wait([future, self._leaving], timeout, futures.FIRST_COMPLETED).done)
+
+    def _conclude(self, attempt: Attempt, result: RoundResult, seconds: float) -> None:
+        assert self._online is not None
+        self._metrics.waiting("")
+        self._last_commit = time.time() if result.committed else self._last_commit
+        local = attempt.work.result() if attempt.work.done() and not attempt.work.cancelled() else None
+        loss = local.loss if local is not None else math.nan
+        self._metrics.round_ended(result, loss, self._last_commit)
+        if self._shutdown.requested and not result.committed:
+            return
+        if self._phase is Phase.PAUSED:
+            self._event(Event.RESUMED)
+        if result.committed:
+            self._committed(result, loss, seconds)
+        elif result.reason in ("behind", "digest") or self._online.watch.lagging:
+            self._event(Event.LAGGING)
+        elif result.reason == "full":
+            log.info("the group has no seat left; waiting for one", max_group_size=self._manifest.round.max_group_size)
+            self._metrics.waiting("full")
+            self._event(Event.WAITING)
+            self._shutdown.wait(5 * _AGAIN_SECONDS)
+            self._event(Event.RESUMED)
+        elif self._phase is Phase.AVERAGING:
+            self._event(Event.ABORTED)
+
+    def _committed(self, result: RoundResult, loss: float, seconds: float) -> None:
+        assert self._online is not None
+        if self._phase is Phase.TRAINING:  # our attempt was still to be called when we were asked to leave
+            self._event(Event.CALLED)
+        self._event(Event.COMMITTED)
+        self._loss = loss if math.isfinite(loss) else self._loss
+        self._online.group_size = result.group_size
+        link = self._store.history.certificates[-1].link
+        self._metrics.at_step(link.outer_step)
+        self._loop.call(self._online.watch.hurry)
+        self._journal.write(
+            "commit", outer_step=link.outer_step, previous=link.previous, digest=link.digest,
+            participants=dict(link.participants), work=link.work, isolated=link.isolated, loss=loss,
+            group_size=result.group_size, seconds=round(seconds, 3), refused=dict(result.refused),
+        )  # fmt: skip
+        log.info(
+            "committed", outer_step=link.outer_step, digest=link.digest[:16], group_size=result.group_size,
+            loss=round(loss, 4), seconds=round(seconds, 2),
+        )  # fmt: skip
+        self._trainer.load(self._store.committed.parameters)
+        if link.outer_step % self._manifest.validation.every == 0 or self._finished:
+            self._validate()
+
+    def _validate(self) -> None:
+        if not self._validation or self._shutdown.requested:
+            return
+        self._validation_loss = self._trainer.validate(self._validation)
+        self._metrics.validated(self._validation_loss)
+        head = self._store.head
+        self._journal.write("validation", outer_step=head.outer_step, digest=head.digest, loss=self._validation_loss)
+        log.info("validated", outer_step=head.outer_step, loss=round(self._validation_loss, 4))
+
+    # -- shutdown --------------------------------------------------------------------------------------------
+
+    def shutdown(self) -> None:
+        """Leaves in order; after a few seconds leaves anyway."""
+        if self._phase is Phase.STOPPED:
+            return
+        self._event(Event.LEAVE)
+        deadline = threading.Timer(_LEAVE_SECONDS, self._kill_children)
+        deadline.daemon = True
+        deadline.start()
+        if self._online is not None:
+            try:
+                self._loop.run(self._online.stop(drain_seconds=2.0), timeout=_LEAVE_SECONDS - 3.0)
+            except futures.TimeoutError:
+                log.warning("leaving without a proper goodbye")
+                self._kill_children()
+        if hasattr(self, "_loop"):
+            self._loop.stop()
+        if hasattr(self, "_batches"):
+            self._batches.close()
+        if hasattr(self, "_store") and self._store.head.outer_step:
+            path = self._settings.data_dir / "state.safetensors"
+            save_state(path, self._manifest.run_id, self._store.layout, self._store.committed)
+            log.info("state saved", path=str(path), outer_step=self._store.head.outer_step)
+        if hasattr(self, "_journal"):
+            self._journal.close()
+        deadline.cancel()
+        self._event(Event.STOPPED)
+
+    def _kill_children(self) -> None:
+        if self._online is not None:
+            self._online.network.kill()
+
+    # -- seeing ----------------------------------------------------------------------------------------------
+
+    def _event(self, event: Event) -> None:
+        self._phase = next_phase(self._phase, event)
+        if hasattr(self, "_metrics"):
+            self._metrics.phase(self._phase)
+        if self._online is not None and self._phase not in (Phase.LEAVING, Phase.STOPPED):
+            self._loop.call(self._online.watch.hurry)
+
+    def _status(self) -> dict[str, Any]:
+        assert self._online is not None
+        online, head = self._online, self._store.head
+        return {
+            "run_id": self._manifest.run_id,
+            "peer_id": self._identity.peer_id,
+            "maddrs": online.network.visible_maddrs,
+            "phase": self._phase.value,
+            "waiting": self._metrics.waiting_for,
+            "outer_step": head.outer_step,
+            "swarm_outer_step": max(head.outer_step, online.watch.view.outer_step),
+            "digest": head.digest,
+            "work": head.work,
+            "inner_steps": self._trainer.inner_steps,
+            "examples": self._metrics.examples,
+            "examples_per_second": round(self._metrics.examples_per_second, 2),
+            "loss": self._loss,
+            "validation_loss": self._validation_loss,
+            "peers": online.watch.view.peers,
+            "group_size": online.group_size,
+            "last_commit_timestamp": self._last_commit,
+            "bytes_sent": self._metrics.sent,
+            "bytes_received": self._metrics.received,
+            "processes": 1 + len(psutil.Process().children(recursive=True)),
+            "version": version(),
+        }

@@ -1,0 +1,174 @@
+"""The half of a peer that lives in the network's loop: network, rounds, state transfer, watch and HTTP, wired together.
+
+The daemon owns one and talks to it from the main thread; everything here runs in the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+import structlog
+
+from peer.config import PeerSettings
+from peer.metrics import PeerMetrics
+from peer.phase import Phase
+from peer.progress import SwarmView
+from peer.rounds.assembly import Terms
+from peer.rounds.codec import CODECS
+from peer.rounds.context import Context, Deadlines
+from peer.rounds.rounds import Rounds
+from peer.state.store import Store
+from peer.state.transfer import Transfer
+from peer.watch import Watch
+from swarm.exposition import Exposition
+from swarm.history import Head, heavier
+from swarm.identity import Identity
+from swarm.manifest import Manifest
+from swarm.network import Network
+from swarm.p2pd import P2PDOptions
+from swarm.records import PeerRecord
+
+log = structlog.get_logger(__name__)
+
+
+def terms_of(manifest: Manifest) -> Terms:
+    """What a manifest says of forming groups."""
+    rules = manifest.round
+    return Terms(
+        min_group_size=rules.min_group_size,
+        max_group_size=rules.max_group_size,
+        target_batch=rules.target_batch,
+        patience_seconds=rules.patience_seconds,
+        assemble_seconds=rules.assemble_seconds,
+        isolation_seconds=rules.isolation_seconds,
+    )
+
+
+class Online:
+    """Everything that needs the network.
+
+    phase: the peer's, as of now. status: fields of /status that the daemon knows.
+    """
+
+    def __init__(
+        self,
+        settings: PeerSettings,
+        manifest: Manifest,
+        store: Store,
+        metrics: PeerMetrics,
+        phase: Callable[[], Phase],
+        status: Callable[[], dict[str, Any]],
+    ):
+        self.store, self.metrics = store, metrics
+        self._settings, self._manifest = settings, manifest
+        self._phase, self._status = phase, status
+        self._version = ""
+        self.group_size = 0
+        self.exposition: Exposition | None = None
+        self.network: Network
+        self.rounds: Rounds
+        self.transfer: Transfer
+        self.watch: Watch
+
+    async def start(self, identity: Identity, version: str) -> None:
+        """Brings everything up, or nothing.
+
+        Raises:
+            NetworkError: p2pd does not start or an address is occupied.
+        """
+        settings, manifest = self._settings, self._manifest
+        self._version = version
+        options = P2PDOptions(
+            identity=identity.path,
+            host_maddrs=() if settings.client_mode else tuple(settings.host_maddrs),
+            announce_maddrs=tuple(settings.announce_maddrs),
+            relay_service=settings.relay_service,
+            auto_relay=settings.auto_relay,
+            nat_port_map=settings.nat_port_map and not settings.client_mode,
+            trusted_relays=tuple(settings.initial_peers) if settings.auto_relay else (),
+            metrics=settings.p2pd_metrics_address,
+        )
+        self.network = await Network.start(identity, options, settings.initial_peers, self.metrics)
+        try:
+            await self._start_parts(identity, manifest)
+            address = settings.http_address
+            if address is not None:
+                self.exposition = Exposition(self.metrics.registry, self._status, self._healthy, self._ready)
+                await self.exposition.start(*address)
+        except BaseException:
+            await self.network.stop()
+            raise
+
+    async def _start_parts(self, identity: Identity, manifest: Manifest) -> None:
+        rules = manifest.round
+        context = Context(
+            run_id=manifest.run_id,
+            identity=identity,
+            network=self.network,
+            ledger=self.store,
+            codec=CODECS[rules.codec](),
+            terms=terms_of(manifest),
+            deadlines=Deadlines(exchange=rules.exchange_seconds, commit=rules.commit_seconds),
+            listener=self.metrics,
+            max_examples=manifest.max_examples_per_peer,
+            max_norm_ratio=rules.max_norm_ratio,
+            parameters=self.store.layout.size,
+        )
+        self.rounds = Rounds(context, self.store.commit)
+        self.transfer = Transfer(manifest.run_id, self.store, self.network, self.metrics.transferred)
+        self.store.fetcher = self.transfer.fetch
+        self.watch = Watch(manifest.run_id, self.network, self._record, lambda: self.store.head, self._seen)
+        await self.rounds.start()
+        await self.transfer.start()
+        self.network.spawn(self.watch.run())
+
+    async def stop(self, drain_seconds: float) -> None:
+        """Says goodbye, lets groupmates hear the last outcome, and ends."""
+        await self.rounds.drain(drain_seconds)
+        try:
+            await asyncio.wait_for(self.watch.say_goodbye(), 2.0)
+        except asyncio.TimeoutError:
+            log.debug("nobody took our goodbye")
+        if self.exposition is not None:
+            await self.exposition.stop()
+        await self.network.stop()
+
+    async def catch_up(self) -> bool:
+        """Adopts a heavier state from whoever has it; whether that worked."""
+        await self.watch.look()
+        donors = self.watch.view.ahead
+        if not donors:
+            return False
+        found = await self.transfer.catch_up(donors, lambda head: heavier(head, self.store.head))
+        if found is None:
+            return False
+        self.rounds.forget()
+        self.watch.hurry()
+        return True
+
+    def _record(self) -> PeerRecord:
+        head: Head = self.store.head
+        return PeerRecord(
+            peer_id=self.network.peer_id,
+            maddrs=list(self.network.maddrs),
+            phase=self._phase().value,
+            outer_step=head.outer_step,
+            digest=head.digest,
+            work=head.work,
+            group_size=self.group_size,
+            client_mode=self._settings.client_mode,
+            version=self._version,
+        )
+
+    def _seen(self, view: SwarmView) -> None:
+        self.rounds.see(view.companions)
+        self.metrics.seen(view, self.store.head.outer_step)
+        self.metrics.known_peers(self.network.known_peers)
+
+    def _healthy(self) -> bool:
+        return not self.network.died.is_set()
+
+    def _ready(self) -> bool:
+        return self._healthy() and self._phase() in (Phase.TRAINING, Phase.AVERAGING, Phase.PAUSED)
