@@ -293,6 +293,8 @@ class Peer:
         if self._phase is Phase.STOPPED:
             return
         self._event(Event.LEAVE)
+        if self._online is not None:
+            self._write_last_line()
         deadline = threading.Timer(_LEAVE_SECONDS, self._kill_children)
         deadline.daemon = True
         deadline.start()
@@ -314,6 +316,11 @@ class Peer:
             self._journal.close()
         deadline.cancel()
         self._event(Event.STOPPED)
+
+    def _write_last_line(self) -> None:
+        status = self._status()
+        fields = ("peer_id", "outer_step", "digest", "examples", "bytes_sent", "bytes_received", "processes")
+        self._journal.write("stop", reason=self._shutdown.reason, **{name: status[name] for name in fields})
 
     def _kill_children(self) -> None:
         if self._online is not None:

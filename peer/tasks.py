@@ -88,7 +88,7 @@ def shape_model(manifest: Manifest) -> torch.nn.Module:
 
 def check_vocabulary(model: torch.nn.Module, vocabulary_size: int) -> None:
     """Raises ManifestError unless the model has an embedding for each of the tokenizer's ids."""
-    embeddings = _text_config(model).vocab_size
+    embeddings = _embeddings(model)
     if embeddings < vocabulary_size:
         raise ManifestError(
             f"model.config.vocab_size: {embeddings} is below the {vocabulary_size} tokens of the tokenizer"
@@ -214,6 +214,11 @@ def _check_fit(manifest: Manifest, model: torch.nn.Module) -> None:
     positions, length = max_positions(model), manifest.data.sequence_length
     if positions is not None and length > positions:
         raise ManifestError(f"data.sequence_length: {length} exceeds the model's {positions} positions")
+
+
+def _embeddings(model: Any) -> int:
+    """How many ids the model knows."""
+    return int(model.get_input_embeddings().weight.shape[0])
 
 
 def _text_config(model: torch.nn.Module) -> Any:

@@ -60,7 +60,7 @@ class Link(Message):
 class Ballot(Message):
     """Orders the attempts at one outer step: by number, then by leader."""
 
-    number: Annotated[int, Field(ge=0, lt=1 << 31)]
+    number: Annotated[int, Field(ge=0, lt=1 << 53)]
     leader: PeerIdField
 
     def key(self) -> tuple[int, str]:
@@ -222,21 +222,42 @@ class History:
         del self.certificates[: -self.keep]
 
     def adopt(self, chain: Sequence[Certificate]) -> None:
-        """Replaces the chain by a downloaded one that ``check_chain`` accepted."""
-        self.certificates = list(chain)[-self.keep :]
+        """Goes over to a downloaded chain that ``check_chain`` accepted: from the head on if it continues that."""
+        if chain and _follows(self.head, chain[0].link):
+            self.certificates.extend(chain)
+        else:
+            self.certificates = list(_standing_alone(chain))
+        del self.certificates[: -self.keep]
 
     def since(self, outer_step: int, limit: int = 256) -> list[Certificate]:
         """At most ``limit`` newest certificates after ``outer_step``."""
         return [one for one in self.certificates if one.link.outer_step > outer_step][-limit:]
 
 
-def check_step(head: Head, participants: Mapping[PeerId, int] | None, certificate: Certificate) -> None:
-    """Whether ``certificate`` continues ``head``. Raises HistoryError."""
-    link = certificate.link
-    if link.outer_step != head.outer_step + 1 or link.previous != head.digest:
+def _follows(head: Head, link: Link) -> bool:
+    return (link.outer_step, link.previous) == (head.outer_step + 1, head.digest)
+
+
+def _standing_alone(chain: Sequence[Certificate]) -> Sequence[Certificate]:
+    """``chain`` from the first link on that can be believed without the one before it."""
+    for index, one in enumerate(chain):
+        if len(one.voters() & one.link.participants.keys()) >= quorum(one.link.participants):
+            return chain[index:]
+    return []
+
+
+def check_link(head: Head, link: Link) -> None:
+    """Whether ``link`` fits on ``head``, be it committed or not. Raises HistoryError."""
+    if not _follows(head, link):
         raise HistoryError(f"step {link.outer_step} does not continue step {head.outer_step}")
     if link.work != head.work + sum(link.participants.values()):
         raise HistoryError(f"step {link.outer_step} counts its work wrongly")
+
+
+def check_step(head: Head, participants: Mapping[PeerId, int] | None, certificate: Certificate) -> None:
+    """Whether ``certificate`` continues ``head``. Raises HistoryError."""
+    link = certificate.link
+    check_link(head, link)
     voters = certificate.voters()
     acceptors = acceptors_of(link, participants)
     if len(voters & acceptors) < quorum(acceptors):
@@ -249,18 +270,21 @@ def check_chain(
     """Follows a downloaded chain; returns the head it leads to.
 
     A chain that starts right after ``head`` is checked against it. One that starts later (a newcomer gets the newest
-    links only) or beside it (the heavier side of a cut) is checked from its first link on, which must carry a
-    quorum of its own participants.
+    links only) or beside it (the heavier side of a cut) is checked from its first link on that carries a quorum of
+    its own participants: the quorum of a group that has just grown was that of fewer peers, whom we do not know.
 
     Raises:
         HistoryError: what is wrong with which link.
     """
     if not chain:
         raise HistoryError("no links")
-    first = chain[0].link
     if any(one.link.run_id != run_id for one in chain):
         raise HistoryError("a link of another run")
-    if (first.outer_step, first.previous) != (head.outer_step + 1, head.digest):
+    if not _follows(head, chain[0].link):
+        chain = _standing_alone(chain)
+        if not chain:
+            raise HistoryError("no link is signed by a majority of its own participants")
+        first = chain[0].link
         head = Head(first.outer_step - 1, first.previous, first.work - sum(first.participants.values()))
         participants = None
         if head.work < 0:

@@ -35,14 +35,14 @@ def _peer_id(public_key: bytes) -> PeerId:
 
 @lru_cache(maxsize=4096)
 def _public_key(peer_id: PeerId) -> Ed25519PublicKey | None:
-    prefix = _IDENTITY_MULTIHASH + _PUBLIC_PREFIX
     try:
-        raw = base58.b58decode(peer_id)
+        public_key = base58.b58decode(peer_id)[-32:]
     except ValueError:
         return None
-    if len(raw) != len(prefix) + 32 or not raw.startswith(prefix):
+    # One key, one id: the decoder lets trailing spaces pass.
+    if len(public_key) != 32 or _peer_id(public_key) != peer_id:
         return None
-    return Ed25519PublicKey.from_public_bytes(raw[len(prefix) :])
+    return Ed25519PublicKey.from_public_bytes(public_key)
 
 
 def verify(peer_id: PeerId, message: bytes, signature: bytes) -> bool:
@@ -101,7 +101,9 @@ class Identity:
             Path(temporary).chmod(0o400)
             # A link, not a rename: it never replaces a key that another process made meanwhile.
             os.link(temporary, path)
-        except FileExistsError:
+        except FileExistsError as error:
+            if not path.exists():  # a symbolic link to nowhere: reading finds no file, creating finds one
+                raise IdentityError(f"identity {path}: a link to a file that is not there; remove the link") from error
             return cls.load_or_create(path)
         except OSError as error:
             raise IdentityError(

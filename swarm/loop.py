@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Coroutine
+from concurrent import futures
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -51,7 +52,7 @@ class LoopThread:
             return
         try:
             self.run(_cancel_others(), timeout)
-        except TimeoutError:  # a task that will not end must not keep the process
+        except futures.TimeoutError:  # a task that will not end must not keep the process
             log.warning("tasks were still running at the end")
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._thread.join(timeout)

@@ -188,13 +188,13 @@ class Manifest(Section):
                 data = file.read(MAX_MANIFEST_BYTES + 1)
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
             reason = (isinstance(error, OSError) and error.strerror) or error
-            raise ManifestError(f"{show(str(path))}: cannot read the manifest: {reason}") from error
+            raise ManifestError(f"{str(path)!r}: cannot read the manifest: {reason}") from error
         if len(data) > MAX_MANIFEST_BYTES:
-            raise ManifestError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes, which no manifest needs")
+            raise ManifestError(f"{str(path)!r}: larger than {MAX_MANIFEST_BYTES} bytes, which no manifest needs")
         try:
             return cls.from_toml(data.decode("utf-8-sig"))
         except UnicodeDecodeError as error:
-            raise ManifestError(f"{path}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
+            raise ManifestError(f"{str(path)!r}: not UTF-8 text (byte {error.start}): save it as UTF-8") from error
 
     @classmethod
     def from_toml(cls, text: str) -> Manifest:

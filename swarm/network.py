@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 MAX_STREAMS_PER_PEER = 64
 RECORD_LIFETIME_SECONDS = 30.0
 _DIAL_SECONDS = 5.0
+_CANCELLATIONS = 4
 _RETRY_SECONDS = (0.5, 30.0)  # first and longest pause between two attempts to reach the initial peers
 
 Handler = Callable[[StreamChannel], Awaitable[None]]
@@ -140,12 +141,20 @@ class Network:
 
     async def stop(self) -> None:
         """Ends tasks, DHT and p2pd."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        with contextlib.suppress(Exception):  # p2pd may be gone already: then there is nobody to unregister from
-            await asyncio.wait_for(self._node.shutdown(), 2.0)
+        # Up to Python 3.11 wait_for swallows a cancellation that comes together with its result: asked again, and
+        # not waited for without end.
+        for _ in range(_CANCELLATIONS):
+            if not self._tasks:
+                break
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(list(self._tasks), timeout=0.5)
+        # A p2pd that died answers nothing, and hivemind would wait for it.
+        ends = [asyncio.ensure_future(self._node.shutdown()), asyncio.ensure_future(self.died.wait())]
+        await asyncio.wait(ends, timeout=2.0, return_when=asyncio.FIRST_COMPLETED)
+        for end in ends:
+            end.cancel()
+        await asyncio.gather(*ends, return_exceptions=True)
         await self._daemon.stop()
 
     def kill(self) -> None:

@@ -45,7 +45,9 @@ class Schedule(Section):
             return (step + 1) / self.warmup_steps
         if self.kind == "constant" or self.total_steps is None:
             return 1.0
-        done = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+        if step >= self.total_steps:
+            return self.final_ratio
+        done = (step - self.warmup_steps) / (self.total_steps - self.warmup_steps)
         fallen = done if self.kind == "linear" else (1.0 - math.cos(math.pi * done)) / 2.0
         return 1.0 - (1.0 - self.final_ratio) * fallen
 

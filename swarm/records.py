@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 import msgpack
+from hivemind.dht.routing import DHTID
 from hivemind.dht.validation import DHTRecord, RecordValidatorBase
 from hivemind.utils import MSGPackSerializer
 from pydantic import Field, ValidationError
@@ -104,7 +105,7 @@ def unseal(peer_id: PeerId, envelope: Any, expiration_time: float, now: float) -
         if not (isinstance(run_id, str) and isinstance(expires, float) and isinstance(signature, bytes)):
             raise RecordError("malformed", "types")
     except (ValidationError, ValueError, TypeError, msgpack.UnpackException) as error:
-        raise RecordError("malformed", str(error).splitlines()[0][:200]) from error
+        raise RecordError("malformed", (str(error) or repr(error)).splitlines()[0][:200]) from error
     if record.peer_id != peer_id:
         raise RecordError("owner", f"{record.peer_id} under the key of {peer_id}")
     if not verify(peer_id, _signed_bytes(run_id, body, expires), signature):
@@ -156,7 +157,9 @@ class StoreGuard(RecordValidatorBase):  # type: ignore[misc]  # hivemind ships n
             self._dropped("malformed")
             return False
         try:
-            unseal(key[len(_SUBKEY_PREFIX) :], value, record.expiration_time, time.time())
+            opened = unseal(key[len(_SUBKEY_PREFIX) :], value, record.expiration_time, time.time())
+            if record.key != DHTID.generate(source=peers_key(opened.run_id)).to_bytes():
+                raise RecordError("run", opened.run_id)  # the peer's own, taken from another run's dictionary
         except RecordError as error:
             if error.reason == "expired":  # it expired on its way: nobody's fault
                 return True

@@ -90,7 +90,7 @@ def parse(header: bytes, kinds: tuple[type[M], ...]) -> M:
         AttributeError,
         msgpack.UnpackException,
     ) as error:
-        raise WireError("malformed", str(error).splitlines()[0][:200]) from error
+        raise WireError("malformed", (str(error) or repr(error)).splitlines()[0][:200]) from error
 
 
 class StreamChannel:

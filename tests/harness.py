@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import psutil
 import torch
 
+from peer.layout import Layout
 from peer.optimizers import outer_optimizer
 from peer.rounds.assembly import Terms
 from peer.rounds.codec import CODECS, Codec
 from peer.rounds.context import Context, Deadlines, Stage
+from peer.rounds.election import leader_order
 from peer.rounds.rounds import Rounds
-from peer.layout import Layout
 from peer.state.store import Store
 from peer.state.transfer import Transfer
 from peer.values import LocalResult, RoundResult
+from swarm.history import heavier
 from swarm.identity import Identity, PeerId
-from swarm.optimizer import Optimizer
 from swarm.network import Network
+from swarm.optimizer import Optimizer
 from swarm.p2pd import P2PDOptions
 
 RUN_ID = "test@0123456789abcdef"
@@ -34,6 +37,14 @@ TERMS = Terms(
     isolation_seconds=60.0,
 )
 DEADLINES = Deadlines(exchange=3.0, commit=5.0, seat=2.0, alive=0.5, silence=3.0)
+RECOVERY_SECONDS = 5.0
+"""Survivors commit again within this, plus the deadlines that a fault makes them wait for."""
+
+
+def bound(terms: Terms, deadlines: Deadlines) -> float:
+    """Seconds within which a swarm commits after a fault, whatever the fault."""
+    waits = terms.patience_seconds + terms.assemble_seconds + deadlines.exchange + deadlines.commit
+    return RECOVERY_SECONDS + waits + 2 * deadlines.silence
 
 
 @dataclass
@@ -44,9 +55,11 @@ class Recorder:
     refusals: list[tuple[PeerId, str]] = field(default_factory=list)
     waits: list[str] = field(default_factory=list)
     hook: Callable[[Stage, int], object] | None = None
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def reached(self, stage: Stage, outer_step: int) -> None:
         self.stages.append((stage, outer_step))
+        self._news.set()
         if self.hook is not None:
             awaitable = self.hook(stage, outer_step)
             if awaitable is not None:
@@ -54,25 +67,44 @@ class Recorder:
 
     def refused(self, peer: PeerId, reason: str) -> None:
         self.refusals.append((peer, reason))
+        self._news.set()
 
     def waiting(self, reason: str) -> None:
         self.waits.append(reason)
+        self._news.set()
+
+    async def until(self, condition: Callable[[Recorder], bool], seconds: float = 10.0) -> None:
+        """Waits for something to be recorded. Raises asyncio.TimeoutError."""
+
+        async def wait() -> None:
+            while not condition(self):
+                self._news.clear()
+                await self._news.wait()
+
+        await asyncio.wait_for(wait(), seconds)
 
 
 @dataclass
 class RoundPeer:
-    """A peer as rounds see it: no model, a flat vector of parameters."""
+    """A peer as rounds see it: no model, a flat vector of parameters. digests: by outer step, of what it committed."""
 
     network: Network
     store: Store
     rounds: Rounds
     transfer: Transfer
     recorder: Recorder
-    digests: list[str] = field(default_factory=list)
+    transfers: list[tuple[str, str]]
+    digests: dict[int, str] = field(default_factory=dict)
+    dead: bool = False
 
     @property
     def peer_id(self) -> PeerId:
         return self.network.peer_id
+
+    @property
+    def parameters(self) -> torch.Tensor:
+        """Committed, float32 [parameters]."""
+        return self.store.committed.parameters
 
     async def outer_step(self, contribution: torch.Tensor, examples: int, loss: float = 1.0) -> RoundResult:
         """One attempt with this contribution."""
@@ -81,7 +113,7 @@ class RoundPeer:
         attempt.finish(LocalResult(contribution, examples, 1, loss))
         result = await self.rounds.run(attempt)
         if result.committed:
-            self.digests.append(self.store.head.digest)
+            self.digests[self.store.head.outer_step] = self.store.head.digest
         return result
 
     async def step_until_committed(self, contribution: torch.Tensor, examples: int, tries: int = 6) -> RoundResult:
@@ -95,8 +127,17 @@ class RoundPeer:
             result = await self.outer_step(contribution, examples)
         return result
 
+    async def catch_up(self, donors: Collection[PeerId]) -> PeerId | None:
+        """As a daemon does: adopts a heavier state, and forgets what it promised at its old one."""
+        donor = await self.transfer.catch_up(donors, lambda head: heavier(head, self.store.head))
+        if donor is not None:
+            self.rounds.forget()
+            self.digests[self.store.head.outer_step] = self.store.head.digest
+        return donor
+
     def kill(self) -> None:
         """SIGKILL for its p2pd: to the others it is a dead peer."""
+        self.dead = True
         self.network.kill()
 
 
@@ -106,25 +147,46 @@ class Swarm:
 
     folder: Path
     parameters: int = 1000
-    optimizer: Optimizer = field(
-        default_factory=lambda: Optimizer(optimizer="sgd", learning_rate=1.0)
-    )
+    optimizer: Optimizer = field(default_factory=lambda: Optimizer(optimizer="sgd", learning_rate=1.0))
     codec: str = "fp32"
     terms: Terms = TERMS
     deadlines: Deadlines = DEADLINES
     max_examples: int = 100_000
+    initial: torch.Tensor | None = None
     peers: list[RoundPeer] = field(default_factory=list)
 
-    async def add(self, *, codec: Codec | None = None, initial: torch.Tensor | None = None, **changes: object) -> RoundPeer:
-        """Starts a peer; ``changes`` replace fields of its Context."""
-        identity = Identity.load_or_create(self.folder / f"{len(self.peers)}.key")
-        options = P2PDOptions(identity.path, host_maddrs=("/ip4/127.0.0.1/tcp/0",))
-        initial_peers = [address for peer in self.peers[:1] for address in peer.network.visible_maddrs]
-        network = await Network.start(identity, options, initial_peers)
+    @property
+    def live(self) -> list[RoundPeer]:
+        """The peers that were not killed."""
+        return [peer for peer in self.peers if not peer.dead]
+
+    async def add(
+        self,
+        *,
+        codec: Codec | None = None,
+        initial: torch.Tensor | None = None,
+        client: bool = False,
+        wrap: Callable[[Network], Network] = lambda network: network,
+        chunk_seconds: float = 20.0,
+        **changes: object,
+    ) -> RoundPeer:
+        """Starts a peer.
+
+        client: cannot listen. wrap: puts a hand on its streams (``tests.evil``). changes: replace fields of its
+        Context.
+        """
+        identity = Identity.load_or_create(self.folder / f"{len(list(self.folder.glob('*.key')))}.key")
+        options = P2PDOptions(identity.path, host_maddrs=() if client else ("/ip4/127.0.0.1/tcp/0",))
+        initial_peers = [address for peer in self.live[:1] for address in peer.network.visible_maddrs]
+        network = wrap(await Network.start(identity, options, initial_peers))
         layout = Layout((("weight", (self.parameters,)),))
+        initial = self.initial if initial is None else initial
         start = torch.zeros(self.parameters) if initial is None else initial.clone()
         store = Store(RUN_ID, layout, start, outer_optimizer(self.optimizer))
-        transfer = Transfer(RUN_ID, store, network, lambda direction, outcome: None)
+        transfers: list[tuple[str, str]] = []
+        transfer = Transfer(
+            RUN_ID, store, network, lambda *outcome: transfers.append(outcome), chunk_seconds=chunk_seconds
+        )
         store.fetcher = transfer.fetch
         recorder = Recorder()
         context = Context(
@@ -133,19 +195,18 @@ class Swarm:
             max_norm_ratio=20.0, parameters=self.parameters,
         )  # fmt: skip
         rounds = Rounds(replace(context, **changes), store.commit)  # type: ignore[arg-type]
-        peer = RoundPeer(network, store, rounds, transfer, recorder)
+        peer = RoundPeer(network, store, rounds, transfer, recorder, transfers)
+        self.peers.append(peer)
         await rounds.start()
         await transfer.start()
-        self.peers.append(peer)
         await network.wait_joined(20.0)
         return peer
 
     async def meet(self) -> None:
         """Everybody knows everybody, as the daemon's watch of the swarm's records brings about."""
-        for one in self.peers:
-            for other in self.peers:
-                if one is not other:
-                    assert await one.network.dial(other.peer_id, other.network.maddrs)
+        pairs = [(one, other) for one in self.live for other in self.live if one is not other and other.network.maddrs]
+        met = await asyncio.gather(*(one.network.dial(other.peer_id, other.network.maddrs) for one, other in pairs))
+        assert all(met)
         self.see()
 
     def see(self) -> None:
@@ -154,13 +215,52 @@ class Swarm:
             one.rounds.see(
                 {
                     other.peer_id: other.network.maddrs
-                    for other in self.peers
-                    if other is not one and other.store.head == one.store.head
+                    for other in self.live
+                    if other is not one and other.store.head == one.store.head and other.network.maddrs
                 }
             )
 
+    def ordered(self, outer_step: int, peers: Iterable[RoundPeer] | None = None) -> list[RoundPeer]:
+        """The peers in the order in which they are asked to lead the attempts at the state after ``outer_step``."""
+        by_id = {peer.peer_id: peer for peer in (self.live if peers is None else peers)}
+        return [by_id[peer_id] for peer_id in leader_order(RUN_ID, outer_step, by_id)]
+
+    async def step(
+        self,
+        contributions: Mapping[PeerId, torch.Tensor],
+        examples: Mapping[PeerId, int] | int = 10,
+        peers: Iterable[RoundPeer] | None = None,
+        seconds: float | None = None,
+    ) -> list[RoundResult]:
+        """All ``peers`` (else all live ones) try until they commit, within ``seconds`` (else ``bound``)."""
+
+        def weight(peer: RoundPeer) -> int:
+            return examples if isinstance(examples, int) else examples[peer.peer_id]
+
+        tries = [
+            peer.step_until_committed(contributions[peer.peer_id], weight(peer))
+            for peer in (self.live if peers is None else peers)
+        ]
+        limit = bound(self.terms, self.deadlines) if seconds is None else seconds
+        try:
+            return await asyncio.wait_for(asyncio.gather(*tries), limit)
+        finally:
+            self.see()
+
     async def stop(self) -> None:
+        """Stops everybody. Raises AssertionError when a p2pd is left."""
+        pids = [peer.network.p2pd_pid for peer in self.peers]
         await asyncio.gather(*(peer.network.stop() for peer in self.peers))
+        assert not [pid for pid in pids if psutil.pid_exists(pid)]
+
+
+def agreed(peers: Iterable[RoundPeer]) -> None:
+    """Asserts that no two peers ever held different digests at the same outer step."""
+    by_step: dict[int, set[str]] = {}
+    for peer in peers:
+        for outer_step, digest in peer.digests.items():
+            by_step.setdefault(outer_step, set()).add(digest)
+    assert not {outer_step: found for outer_step, found in by_step.items() if len(found) > 1}
 
 
 @contextlib.asynccontextmanager
@@ -168,8 +268,8 @@ async def swarm(folder: Path, count: int, **fields: object) -> AsyncIterator[Swa
     """``count`` peers that know each other, stopped at the end."""
     made = Swarm(folder, **fields)  # type: ignore[arg-type]
     try:
-        for _ in range(count):
-            await made.add()
+        await made.add()
+        await asyncio.gather(*(made.add() for _ in range(count - 1)))
         await made.meet()
         yield made
     finally:

@@ -31,8 +31,8 @@ def _waggle(
 
 @app.command("demo")
 def _demo(
-    peers: Annotated[int, typer.Option(min=1, max=16, help="How many peers to start.")] = 3,
-    outer_steps: Annotated[int, typer.Option(min=1, help="How many outer steps to train for.")] = 20,
+    peers: Annotated[int, typer.Option(min=2, max=16, help="How many peers to start.")] = 3,
+    outer_steps: Annotated[int, typer.Option(min=1, help="How many outer steps to train for.")] = 50,
     as_json: Annotated[bool, typer.Option("--json", help="End with one line of JSON.")] = False,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where logs and the plot of the loss are left.")] = Path(
         "waggle-demo"

@@ -11,9 +11,13 @@ BENCH_SECONDS = 30.0
 
 
 class Absences:
-    """Who cannot be reached (``add``), and whose company a round is better off without (``bench``)."""
+    """Who cannot be reached (``add``), and whose company a round is better off without (``bench``).
+
+    alone_since: since when no majority of the last participants has been known, in seconds of the monotonic clock.
+    """
 
     def __init__(self) -> None:
+        self.alone_since = time.monotonic()
         self._away: dict[PeerId, float] = {}
         self._benched: dict[PeerId, float] = {}
 
@@ -32,6 +36,10 @@ class Absences:
     def benched(self, peer: PeerId) -> bool:
         """Whether its time on the bench lasts."""
         return self._benched.get(peer, 0.0) > time.monotonic()
+
+    def majority(self) -> None:
+        """A majority is here, or nobody is missed: the isolation time starts afresh."""
+        self.alone_since = time.monotonic()
 
     def known(self) -> frozenset[PeerId]:
         """All who are not to be waited for."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from swarm.history import Standing, may_go_on
@@ -53,6 +53,11 @@ class Table:
     called_at: float | None = None
 
 
+def longest_assembly(terms: Terms) -> float:
+    """Seconds after which a leader that has a majority has formed the group, counted from the first that is ready."""
+    return terms.patience_seconds + terms.assemble_seconds + ABSENCE_SECONDS + SETTLE_SECONDS
+
+
 class Action(Enum):
     """What to do now."""
 
@@ -63,7 +68,11 @@ class Action(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """An action, whom it concerns, and why. ``again_in``: seconds after which the answer may change by itself."""
+    """An action, whom it concerns, and why.
+
+    isolated: there is no majority, and the isolation rule allows to go on. again_in: seconds after which the answer
+    may change by itself.
+    """
 
     action: Action
     reason: str = ""
@@ -93,11 +102,12 @@ def decide(table: Table, terms: Terms, now: float) -> Decision:
     if table.called_at is None:
         waiting = _before_call(table, terms, ready, now)
         if waiting is not None:
-            return waiting
+            return replace(waiting, isolated=standing.isolated)
         if ready != everyone:
-            return Decision(Action.CALL)
+            return Decision(Action.CALL, isolated=standing.isolated)
     elif ready != everyone and now < table.called_at + terms.assemble_seconds:
-        return Decision(Action.WAIT, "assembling", again_in=table.called_at + terms.assemble_seconds - now)
+        again = table.called_at + terms.assemble_seconds - now
+        return Decision(Action.WAIT, "assembling", isolated=standing.isolated, again_in=again)
     standing = _standing(table, ready, terms, now)  # the late ones stay behind
     if not standing.allowed:
         return Decision(Action.WAIT, standing.reason)
@@ -125,7 +135,7 @@ def _before_call(table: Table, terms: Terms, ready: frozenset[PeerId], now: floa
     return None
 
 
-def has_room(table: Table, joiner: PeerId, terms: Terms) -> bool:
-    """Whether ``joiner`` may sit down: seats of the last participants are kept for them."""
-    reserved = frozenset(table.seats) | (frozenset(table.previous or ()) - table.gone)
+def has_room(table: Table, joiner: PeerId, terms: Terms, leader: PeerId) -> bool:
+    """Whether ``joiner`` may sit down: seats of the last participants are kept for them, and one for the leader."""
+    reserved = frozenset(table.seats) | (frozenset(table.previous or ()) - table.gone) | {leader}
     return joiner in reserved or len(reserved) < terms.max_group_size

@@ -6,13 +6,17 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import structlog
+import torch
 
-from peer.rounds.context import RoundError, Stage
+from peer.rounds.assembly import longest_assembly
+from peer.rounds.context import RoundError, Stage, compute
 from peer.rounds.exchange import Exchange
-from peer.rounds.gates import check_weight
+from peer.rounds.gates import check_shape, check_weight
 from peer.rounds.messages import (
     Aborted,
     Accepted,
@@ -29,6 +33,7 @@ from peer.rounds.messages import (
     Voted,
 )
 from peer.rounds.seat import find_seat
+from peer.rounds.verdict import OF_ALL_PARTS, check_ballot, check_finish
 from peer.values import LocalResult, Pending, RoundResult, RoundTimes
 from swarm.history import Certificate, HistoryError, Link, Vote, check_step
 from swarm.identity import PeerId
@@ -63,12 +68,15 @@ class Attempt:
         self._rounds, self._context = rounds, rounds.context
         self._loop = asyncio.get_running_loop()
         self._examples = 0
+        self._local: LocalResult | None = None
         self._head = rounds.context.ledger.head
         self._previous = rounds.context.ledger.participants
         self._inbox: asyncio.Queue[Message | WireError] = asyncio.Queue()
         self._group_size = 0
         self._refused: dict[PeerId, str] = {}
         self._certificate: Certificate | None = None
+        self._leader: PeerId | None = None
+        self._alone_at = 0.0
         self._marks: dict[Stage, float] = {}
 
     # -- from the training thread ----------------------------------------------------------------------------
@@ -93,6 +101,7 @@ class Attempt:
         try:
             while True:
                 channel = await find_seat(self._rounds, preferred)
+                self._leader = channel.remote
                 await self._yield_table(channel.remote)
                 try:
                     await self._sit(channel)
@@ -101,8 +110,11 @@ class Attempt:
                     continue
                 return self._result(committed=True)
         except RoundError as error:
-            if error.culprit is not None and error.reason == "leader-gone":
-                self._rounds.absences.add(error.culprit)
+            if error.culprit is not None and error.culprit != self._context.peer_id:
+                if error.reason == "leader-gone":
+                    self._rounds.absences.add(error.culprit)
+                elif error.reason in ("leader-malformed", "leader-deadline"):
+                    self._rounds.absences.bench(error.culprit)
             log.info("no commit", reason=error.reason, why=str(error), outer_step=self._head.outer_step)
             return self._result(committed=False, reason=error.reason)
 
@@ -145,10 +157,10 @@ class Attempt:
         except WireError as error:
             raise RoundError("leader-gone", channel.remote, str(error)) from error
         finally:
+            channel.close()
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            channel.close()
 
     async def _read(self, channel: Channel) -> None:
         try:
@@ -158,6 +170,10 @@ class Attempt:
                     self.called.set()
                 elif not isinstance(message, Alive):
                     await self._inbox.put(message)
+                elif message.alone:
+                    self._alone_at = time.monotonic()
+                else:
+                    self._rounds.absences.majority()
         except WireError as error:
             await self._inbox.put(error)
 
@@ -184,15 +200,20 @@ class Attempt:
         if isinstance(message, WireError):
             raise message
         if isinstance(message, Aborted):
-            for culprit in message.culprits:
-                if culprit != self._context.peer_id:
-                    self._rounds.absences.bench(culprit)
+            self._bench(message.culprits)
             raise RoundError(message.reason)
         if isinstance(message, Refused):
             if message.reason in ("moved", "over"):
                 raise Moved(message.leader)
             raise RoundError(message.reason)
         return message
+
+    def _bench(self, culprits: Sequence[PeerId]) -> None:
+        """Those the leader names stay away for a while; it too where it names more than half of the group."""
+        named = {*culprits, self._leader} if 2 * len(culprits) > self._group_size else set(culprits)
+        for culprit in named - {self._context.peer_id}:
+            if culprit is not None:
+                self._rounds.absences.bench(culprit)
 
     # -- until there is a group ------------------------------------------------------------------------------
 
@@ -202,43 +223,65 @@ class Attempt:
         try:
             waiting = {message, self.work}
             while True:
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait(waiting, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
                 if self.work in waiting and self.work.done():
                     waiting.discard(self.work)
+                    self._local = await self._gated(self.work.result())
                     await self._reached(Stage.READY)
                     promised, accepted = self._rounds.promised, self._rounds.accepted
                     await channel.send(
                         Ready(
-                            examples=self.work.result().examples,
+                            examples=self._local.examples,
                             promised=promised,
                             accepted=accepted[0] if accepted else None,
                         )
                     )
                 if message.done():
                     received = message.result()
-                    if not isinstance(received, Group) or not self.work.done():
+                    if not isinstance(received, Group) or self._local is None:
                         raise RoundError("leader-malformed", channel.remote)
                     self._check_group(channel.remote, received)
                     return received
+                if self._kept_waiting():
+                    raise RoundError("leader-deadline", channel.remote)
         finally:
             message.cancel()
             await asyncio.gather(message, return_exceptions=True)
 
+    async def _gated(self, local: LocalResult) -> LocalResult:
+        """Our contribution, or one of weight 0 in place of one that the others would have to refuse."""
+        context = self._context
+        reason = check_shape(local.contribution, context.parameters)
+        reason = reason or check_weight(local.examples, context.max_examples)
+        reason = reason or await compute(lambda: context.check(local.contribution))
+        if not reason:
+            return local
+        context.listener.refused(context.peer_id, reason)
+        return replace(local, contribution=torch.zeros(context.parameters), examples=0)
+
+    def _kept_waiting(self) -> bool:
+        """Whether we are ready and the leader has had a majority for longer than it takes to form a group."""
+        ready_at = self._marks.get(Stage.READY)
+        if ready_at is None:
+            return False
+        patience = longest_assembly(self._context.terms) + 2 * self._context.deadlines.silence
+        return time.monotonic() > max(ready_at, self._alone_at) + patience
+
     def _check_group(self, leader: PeerId, group: Group) -> None:
         """A group that a correct leader could have formed, in a ballot above what we promised; promises it."""
-        context, promised = self._context, self._rounds.promised
+        context, promised, local = self._context, self._rounds.promised, self._local
         ids = [member.peer_id for member in group.members]
         ours = [member for member in group.members if member.peer_id == context.peer_id]
         finish = group.finish
         if (
             group.ballot.leader != leader
             or (promised is not None and group.ballot.key() <= promised.key())
+            or check_ballot(group.ballot, promised)
             or ids != sorted(set(ids))
-            or leader not in ids
             or not any(member.reducer for member in group.members)
-            or [member.examples for member in ours] != [self.work.result().examples]
+            or [member.examples for member in ours] != [local.examples if local else None]
             or len(ids) > context.terms.max_group_size
-            or (finish is not None and finish.previous != self._head.digest)
+            or (finish is not None and check_finish(finish, self._head, context.run_id, context.max_examples))
         ):
             raise RoundError("leader-malformed", leader)
         for member in group.members:
@@ -285,7 +328,7 @@ class Attempt:
         try:
             check_step(self._head, self._previous, self._certificate)
         except HistoryError as error:
-            raise RoundError("leader-malformed", None, str(error)) from error
+            raise RoundError("leader-malformed", self._leader, str(error)) from error
         return self._certificate
 
     async def _finish(self, group: Group, link: Link) -> Pending:
@@ -296,13 +339,14 @@ class Attempt:
         log.info("completing an earlier ballot", outer_step=link.outer_step, donors=group.donors)
         donors = [peer for peer in group.donors if peer != self._context.peer_id]
         try:
-            return await self._context.ledger.fetch(link, donors)
-        except WireError as error:
-            raise RoundError("fetch", None, str(error)) from error
+            return await asyncio.wait_for(self._context.ledger.fetch(link, donors), self._context.deadlines.commit)
+        except (WireError, asyncio.TimeoutError) as error:
+            raise RoundError("fetch", None, repr(error)) from error
 
     async def _make(self, channel: Channel, group: Group) -> tuple[Link, Pending]:
         """Exchanges contributions and computes the next state."""
-        exchange = Exchange(self._context, self._head.outer_step, group, self.work.result().contribution)
+        assert self._local is not None  # whoever is not ready is in no group
+        exchange = Exchange(self._context, self._head.outer_step, group, self._local.contribution)
         self._rounds.register(exchange)
         try:
             await self._rounds.connect(group)
@@ -326,14 +370,20 @@ class Attempt:
     async def _trade(self, channel: Channel, exchange: Exchange, group: Group) -> tuple[Any, float, list[PeerId]]:
         """Runs the exchange while the leader's messages are heard."""
         included: list[PeerId] = []
-        trade = asyncio.ensure_future(exchange.trade())
+        mean: tuple[Any, float] | None = None
+        trade: asyncio.Future[tuple[Any, float]] | None = asyncio.ensure_future(exchange.trade())
         reducing = any(member.peer_id == self._context.peer_id and member.reducer for member in group.members)
         collect = asyncio.ensure_future(exchange.collect_until_deadline()) if reducing else None
         message = asyncio.ensure_future(self._next())
+        deadlines = self._context.deadlines
+        deadline = time.monotonic() + deadlines.exchange + deadlines.commit + 2 * deadlines.silence
         try:
             while True:
                 waiting = {task for task in (trade, collect, message) if task is not None}
-                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                timeout = max(0.0, deadline - time.monotonic())
+                done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+                if not done:
+                    raise RoundError("leader-deadline", channel.remote)
                 if collect is not None and collect.done():
                     report = collect.result()
                     collect = None
@@ -342,18 +392,22 @@ class Attempt:
                 if message.done():
                     received = message.result()
                     if isinstance(received, Include):
+                        if included:
+                            raise RoundError("leader-malformed", channel.remote, "a second verdict")
                         included = exchange.include(received.peers)
                         self._refused = received.refused
+                        for peer, reason in received.refused.items():
+                            if reason in OF_ALL_PARTS:  # the others were counted where they were refused
+                                self._context.listener.refused(peer, reason)
                         await self._reached(Stage.INCLUDED)
                     elif isinstance(received, Committed):
                         self._certificate = received.certificate
                     message = asyncio.ensure_future(self._next())
-                if trade.done():
-                    mean, square_norm = trade.result()
+                if trade is not None and trade.done():
+                    mean, trade = trade.result(), None
                     self._marks[Stage.GATHERED] = time.monotonic()
-                    if included:
-                        return mean, square_norm, included
-                    raise RoundError("leader-malformed", channel.remote, "a mean before the verdict")
+                if mean is not None and included:  # the mean may overtake the verdict, which is another's message
+                    return *mean, included
         finally:
             rest = [task for task in (trade, collect, message) if task is not None]
             for task in rest:

@@ -24,6 +24,10 @@ from swarm.identity import PeerId
 from swarm.wire import Channel, LocalChannel, WireError
 
 
+def _until(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
+
+
 class Exchange:
     """One peer's side of one exchange: as a member always, as a reducer unless in client mode.
 
@@ -93,7 +97,7 @@ class Exchange:
     def _check(self, sender: PeerId, part: Part) -> str:
         if sender not in self._weights:
             reason = "stranger"
-        elif sender in self._received or sender in self._refused:
+        elif sender in self._received or sender in self._norms or sender in self._refused:
             reason = "replay"
         elif part.examples != self._weights[sender]:
             reason = "weight"
@@ -134,7 +138,7 @@ class Exchange:
         return reason
 
     def _remaining(self) -> float:
-        return max(0.0, self._deadline - time.monotonic())
+        return _until(self._deadline)
 
     def include(self, peers: Collection[PeerId]) -> list[PeerId]:
         """The verdict: whose contributions count. Starts the reduction; returns the peers in order.
@@ -142,11 +146,14 @@ class Exchange:
         Raises:
             RoundError: the leader counts somebody whose contribution is not here whole.
         """
-        included = sorted(peers)
-        if self._context.peer_id in self._parts:
-            lacking = [peer for peer in included if self._weights.get(peer, 1) and peer not in self._norms]
-            if lacking or not any(self._weights[peer] for peer in included):
-                raise RoundError("leader-malformed", self._group.ballot.leader, f"includes {lacking}")
+        included = sorted(set(peers))
+        lacking = [peer for peer in included if peer not in self._weights]
+        reducing = self._context.peer_id in self._parts
+        if reducing:
+            lacking += [peer for peer in included if self._weights.get(peer) and peer not in self._norms]
+        if lacking or not any(self._weights[peer] for peer in included):
+            raise RoundError("leader-malformed", self._group.ballot.leader, f"includes {lacking}")
+        if reducing:
             self._context.spawn(self._reduce(included))
         return included
 
@@ -167,10 +174,12 @@ class Exchange:
 
             payload, square = await compute(reduce)
             norm += square
-            if self._mean_chunks[index].cancelled():
+            if self._mean_norm.cancelled():
                 return
             self._mean_chunks[index].set_result(payload)
-        self._mean_norm.set_result(norm)
+        if not self._mean_norm.cancelled():
+            self._mean_norm.set_result(norm)
+        self._received.clear()  # late members may still fetch the mean, for which the exchange is kept
 
     async def _return_mean(self, channel: Channel) -> None:
         deadlines = self._context.deadlines
@@ -216,19 +225,23 @@ class Exchange:
     async def _trade(self, reducer: PeerId, mean: torch.Tensor) -> float:
         part = self._parts[reducer]
         channel: Channel | None = None
+        scattered = False
         try:
             channel = await self._open(reducer)
             await asyncio.wait_for(self._scatter(channel, part), self._remaining())
+            scattered = True
             self._unscattered -= 1
             if not self._unscattered:
                 await self._context.listener.reached(Stage.SCATTERED, self.outer_step)
             return await self._gather(channel, part, mean)
         except WireError as error:
+            if not scattered and self._remaining() <= self._context.deadlines.alive:
+                raise RoundError("scatter-deadline", self._context.peer_id) from error  # it hung up on us
             raise RoundError(f"reducer-{error.reason}", reducer, str(error)) from error
         except CodecError as error:
             raise RoundError("reducer-shape", reducer, str(error)) from error
         except asyncio.TimeoutError as error:
-            raise RoundError("reducer-deadline", reducer) from error
+            raise RoundError("scatter-deadline", self._context.peer_id) from error
         finally:
             if channel is not None:
                 channel.close()
@@ -241,11 +254,15 @@ class Exchange:
         )  # fmt: skip
         if reducer == context.peer_id:
             ours, theirs = LocalChannel.pair(reducer)
-            context.spawn(self.accept(theirs, header))
+            context.spawn(self._accept_own(theirs, header))
             return ours
         channel = await context.network.open(reducer, PART_PROTOCOL, "round", context.deadlines.seat)
         await channel.send(header)
         return channel
+
+    async def _accept_own(self, channel: Channel, header: Part) -> None:
+        with contextlib.suppress(WireError):  # our other end knows
+            await self.accept(channel, header)
 
     async def _scatter(self, channel: Channel, part: slice) -> None:
         if not self._weights[self._context.peer_id]:
@@ -257,10 +274,10 @@ class Exchange:
 
     async def _gather(self, channel: Channel, part: slice, mean: torch.Tensor) -> float:
         deadlines = self._context.deadlines
-        # the first chunk comes after everyone's contribution and the verdict
-        timeout = self._remaining() + deadlines.silence + deadlines.commit
+        # comes after everyone's contribution and the verdict
+        deadline = self._deadline + deadlines.silence + deadlines.commit
         for index, chunk in enumerate(chunks(part)):
-            message, payload = await channel.receive(Chunk, Denied, timeout=timeout)
+            message, payload = await channel.receive(Chunk, Denied, timeout=_until(deadline))
             if isinstance(message, Denied):
                 raise WireError("denied", message.reason)
             if not isinstance(message, Chunk) or message.index != index:
@@ -273,6 +290,5 @@ class Exchange:
 
             if await compute(decode):
                 raise WireError("malformed", "a mean that is not finite")
-            timeout = deadlines.commit
-        end, _ = await channel.receive(MeanEnd, timeout=timeout)
+        end, _ = await channel.receive(MeanEnd, timeout=_until(deadline))
         return end.square_norm

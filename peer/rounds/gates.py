@@ -1,7 +1,7 @@
 """What a contribution must be before it counts. The same checks on send and on receive.
 
 Reasons are the words of ``waggle_refusals_total``: shape, malformed, non-finite, norm, weight, deadline, gone, run,
-replay, digest, benched, full.
+replay, digest, benched, stranger.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ from collections.abc import Mapping
 import torch
 
 from swarm.identity import PeerId
+
+
+def check_shape(values: torch.Tensor, parameters: int) -> str:
+    """The reason to refuse ``values``, or "" when they are float32 [parameters] on the CPU."""
+    fits = values.shape == (parameters,) and values.dtype == torch.float32 and values.device.type == "cpu"
+    return "" if fits else "shape"
 
 
 def check_values(values: torch.Tensor) -> str:

@@ -1,6 +1,6 @@
 """The leader's side of one attempt: seats, call, group, verdict, votes.
 
-Any peer can lead; which one does is decided by where the others sit down (``member.py``). A leader moves messages and
+Any peer can lead; which one does is decided by where the others sit down (``seat.py``). A leader moves messages and
 applies the pure decisions of ``assembly`` and ``verdict``. It holds no power over the result: it cannot commit
 without a quorum, and whatever it leaves half done, the next ballot finishes (docs/adr/0002).
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from dataclasses import replace
 
 import structlog
@@ -17,10 +16,11 @@ import structlog
 from peer.rounds.absences import Absences
 from peer.rounds.assembly import Action, Decision, Seat, Table, decide, has_room
 from peer.rounds.context import Context
+from peer.rounds.failures import Failures
 from peer.rounds.gates import check_weight
+from peer.rounds.members import Members
 from peer.rounds.messages import (
     Aborted,
-    Alive,
     Call,
     Committed,
     Failed,
@@ -35,14 +35,12 @@ from peer.rounds.messages import (
     Seated,
     Voted,
 )
-from peer.rounds.verdict import Report, certify, include, next_ballot, to_finish
+from peer.rounds.verdict import Report, certify, check_ready, include, next_ballot, to_finish
 from swarm.history import Ballot, is_quorum
 from swarm.identity import PeerId
-from swarm.wire import Channel, Message, WireError
+from swarm.wire import Channel, Message
 
 log = structlog.get_logger(__name__)
-
-FromMember = (Progress, Ready, Received, Voted, Failed, Alive)
 
 
 class _Abort(Exception):  # noqa: N818  # how an attempt may end, not an error
@@ -54,25 +52,24 @@ class _Abort(Exception):  # noqa: N818  # how an attempt may end, not an error
 class Leader:
     """One attempt at the outer step after the ledger's head. It begins to lead when its own peer sits down.
 
-    gone: peers that this peer knows to be away; shared with ``Rounds``. alone_since: since when it has known no
-    majority, kept across attempts.
+    absences: who is away and since when no majority is known; shared with ``Rounds``. promised: what our own peer
+    promised before.
     """
 
-    def __init__(self, context: Context, gone: Absences, alone_since: float):
-        self._context, self._gone = context, gone
-        self.alone_since = alone_since
+    def __init__(self, context: Context, absences: Absences, promised: Ballot | None):
+        self._context, self._absences, self._promised = context, absences, promised
         self._head = context.ledger.head
         self._previous = context.ledger.participants
-        self._channels: dict[PeerId, Channel] = {}
+        self._members = Members(context)
         self._seats: dict[PeerId, Seat] = {}
         self._joins: dict[PeerId, Join] = {}
         self._readies: dict[PeerId, Ready] = {}
-        self._inbox: asyncio.Queue[tuple[PeerId, Message | None]] = asyncio.Queue()
         self._opened_at: float | None = None
+        self._called_at: float | None = None
         self._closed: Refused | None = None
         self._formed = False
         self._waiting_for = ""
-        self.promised_floor: list[Ballot] = []
+        self._failures = Failures()
 
     @property
     def formed(self) -> bool:
@@ -98,33 +95,21 @@ class Leader:
         if refusal is not None:
             await channel.send(refusal)
             return
-        if peer in self._channels:  # it lost its old channel before we noticed
-            self._channels.pop(peer).close()
-        self._gone.discard(peer)
-        self._channels[peer], self._joins[peer] = channel, join
+        self._absences.discard(peer)
+        self._joins[peer] = join
+        self._readies.pop(peer, None)
         self._seats[peer] = Seat(time.monotonic(), forgetful=join.forgetful)
-        try:
-            await channel.send(Seated())
-            if peer == self._context.peer_id:
-                self._opened_at = time.monotonic()
-            await self._inbox.put((peer, Alive()))  # the table changed
-            while True:
-                message, _ = await channel.receive(*FromMember, timeout=self._context.deadlines.silence)
-                if self._channels.get(peer) is not channel:
-                    return
-                await self._inbox.put((peer, message))
-        except WireError as error:
-            log.debug("a seat is empty", peer=peer, why=str(error))
-        finally:
-            if self._channels.get(peer) is channel:
-                await self._inbox.put((peer, None))
+        if peer == self._context.peer_id:
+            self._opened_at = time.monotonic()
+        self._members.wake()  # the table changed
+        await self._members.occupy(channel, [Seated()] if self._called_at is None else [Seated(), Call()])
 
     def _refusal(self, peer: PeerId) -> Refused | None:
         if self._closed is not None:
             return self._closed
         if self._formed:
             return self.refuse("formed")
-        if not has_room(self._table(), peer, self._context.terms):
+        if not has_room(self._table(), peer, self._context.terms, self._context.peer_id):
             return self.refuse("full")
         return None
 
@@ -136,104 +121,72 @@ class Leader:
     async def close(self, reason: str, leader: PeerId | None = None) -> None:
         """Sends everyone away, to ``leader`` if there is one."""
         self._closed = self.refuse(reason, leader)
-        await self._broadcast(self._closed)
-        self._end()
-        await self._inbox.put((self._context.peer_id, Alive()))  # ``run`` looks up and ends
+        await self._members.broadcast(self._closed)
+        self._members.end()
 
-    def _end(self) -> None:
-        for channel in self._channels.values():
-            channel.close()
-        self._channels.clear()
-        self._closed = self._closed or self.refuse("over")
-
-    def _table(self, called_at: float | None = None) -> Table:
-        now = time.monotonic()
+    def _table(self) -> Table:
         return Table(
             self._seats,
             self._previous,
-            self._gone.known(),
-            self._opened_at or now,
-            self.alone_since,
-            called_at,
+            self._absences.known(),
+            self._opened_at or time.monotonic(),
+            self._absences.alone_since,
+            self._called_at,
         )
 
     # -- the attempt -----------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Leads to a commit or an abort, and tells everyone."""
-        heart = asyncio.ensure_future(self._beat())
+        heart = asyncio.ensure_future(self._members.beat())
         try:
             decision = await self._assemble()
             if decision is None:
                 return
             group = self._form(decision)
             try:
-                await self._broadcast(group)
+                await self._members.broadcast(group)
                 if group.finish is None:
                     await self._decide_inclusion(group)
                 await self._collect_votes(group)
             except _Abort as abort:
                 log.info("round aborted", reason=abort.reason, culprits=abort.culprits)
-                culprits = [peer for peer in abort.culprits if peer != self._context.peer_id]
-                await self._broadcast(Aborted(reason=abort.reason, culprits=culprits))
+                await self._members.broadcast(Aborted(reason=abort.reason, culprits=list(abort.culprits)))
             await self._until_heard()
         finally:
             heart.cancel()
-            self._end()
+            self._closed = self._closed or self.refuse("over")
+            self._members.end()
 
     async def _until_heard(self) -> None:
         """Members hang up when they have read the outcome; closing before that could lose it on the way."""
-        waiting = set(self._channels)
-
-        def take(peer: PeerId, message: Message | None) -> bool:
-            if message is None:
-                waiting.discard(peer)
-            return not waiting
-
-        if waiting:
-            await self._until(take, self._context.deadlines.silence)
-
-    async def _beat(self) -> None:
-        while True:
-            await asyncio.sleep(self._context.deadlines.alive)
-            await self._broadcast(Alive())
-
-    async def _send(self, peer: PeerId, channel: Channel, message: Message) -> None:
-        try:
-            await asyncio.wait_for(channel.send(message), self._context.deadlines.silence)
-        except (WireError, asyncio.TimeoutError):
-            if self._channels.get(peer) is channel:
-                await self._inbox.put((peer, None))
-
-    async def _broadcast(self, message: Message) -> None:
-        await asyncio.gather(*(self._send(peer, channel, message) for peer, channel in list(self._channels.items())))
+        if self._members.present:
+            await self._members.until(lambda *_: not self._members.present, self._context.deadlines.silence)
 
     async def _assemble(self) -> Decision | None:
         """The decision to form the group; None when the table was closed before."""
-        called_at: float | None = None
         while self._closed is None:
             pause: float | None = None
             if self._opened_at is not None:  # until our own peer sits here it may lead elsewhere
-                decision = decide(self._table(called_at), self._context.terms, time.monotonic())
+                decision = decide(self._table(), self._context.terms, time.monotonic())
                 self._note(decision)
                 if decision.action is Action.FORM:
                     return decision
                 if decision.action is Action.CALL:
-                    called_at = time.monotonic()
-                    await self._broadcast(Call())
+                    self._called_at = time.monotonic()
+                    await self._members.broadcast(Call())
                     continue
                 pause = max(0.01, min(1.0, decision.again_in))
-            try:
-                peer, message = await asyncio.wait_for(self._inbox.get(), pause)
-            except asyncio.TimeoutError:
-                continue
-            await self._seat_message(peer, message)
+            heard = await self._members.hear(pause)
+            if heard is not None:
+                await self._seat_message(*heard)
         return None
 
     def _note(self, decision: Decision) -> None:
-        if decision.reason not in ("majority", "company"):
-            self.alone_since = time.monotonic()
         waiting = decision.reason if decision.reason in ("majority", "company") else ""
+        self._members.alone = bool(waiting) or decision.isolated
+        if not self._members.alone:
+            self._absences.majority()
         if waiting != self._waiting_for:
             self._waiting_for = waiting
             self._context.listener.waiting(waiting)
@@ -241,14 +194,15 @@ class Leader:
     async def _seat_message(self, peer: PeerId, message: Message | None) -> None:
         if message is None:
             self._leave(peer)
-        elif isinstance(message, Progress | Ready) and peer in self._seats:
-            reason = check_weight(message.examples, self._context.max_examples)
+        elif isinstance(message, Progress | Ready):
+            context = self._context
+            reason = check_weight(message.examples, context.max_examples)
+            if isinstance(message, Ready) and not reason:
+                reason = check_ready(message, self._promised, self._head, context.run_id, context.max_examples)
             if reason:
-                self._context.listener.refused(peer, reason)
-                channel = self._channels[peer]
-                await self._send(peer, channel, self.refuse(reason))
+                context.listener.refused(peer, reason)
+                await self._members.send(peer, self.refuse(reason))
                 self._leave(peer)
-                channel.close()
                 return
             seat = replace(self._seats[peer], examples=message.examples)
             if isinstance(message, Ready):
@@ -257,20 +211,20 @@ class Leader:
             self._seats[peer] = seat
 
     def _leave(self, peer: PeerId) -> None:
-        self._channels.pop(peer, None)
+        self._members.vacate(peer)
         self._seats.pop(peer, None)
         self._readies.pop(peer, None)
-        self._gone.add(peer)
+        self._absences.add(peer)
 
     def _form(self, decision: Decision) -> Group:
-        """The group message; those who are not ready lose their seats."""
+        """The group message; those who are not ready lose their seats, be it our own peer."""
         self._formed = True
-        for peer in list(self._channels):
+        for peer in list(self._members.present):
             if peer not in decision.members:
-                self._channels.pop(peer).close()
+                self._members.vacate(peer)
         readies = {peer: self._readies[peer] for peer in decision.members}
         promised = [ready.promised for ready in readies.values() if ready.promised is not None]
-        ballot = next_ballot([*promised, *self.promised_floor], self._context.peer_id)
+        ballot = next_ballot(promised + ([self._promised] if self._promised else []), self._context.peer_id)
         accepted = {peer: ready.accepted for peer, ready in readies.items() if ready.accepted is not None}
         finish = to_finish(accepted)
         members = [
@@ -290,37 +244,40 @@ class Leader:
             donors=finish[1] if finish else [],
         )
 
+    # -- with a group ----------------------------------------------------------------------------------------
+
     async def _decide_inclusion(self, group: Group) -> None:
         weights = {member.peer_id: member.examples for member in group.members}
         awaited = {member.peer_id for member in group.members if member.reducer}
         reports: dict[PeerId, Report] = {}
 
         def take(peer: PeerId, message: Message | None) -> bool:
-            if message is None:
-                self._gone.add(peer)
-                raise _Abort("member-gone", peer)
-            if isinstance(message, Failed):
-                raise _Abort(message.reason, *([message.culprit] if message.culprit else [peer]))
             if isinstance(message, Received) and peer in awaited:
                 reports[peer] = Report(message.refused, message.square_norms)
-            return len(reports) == len(awaited)
+            self._note_failure(group, peer, message)
+            return reports.keys() == awaited or bool(self._failures.accusations)
+
+        def take_more(peer: PeerId, message: Message | None) -> bool:
+            take(peer, message)
+            return reports.keys() == awaited or self._failures.certain
 
         deadlines = self._context.deadlines
-        if not await self._until(take, deadlines.exchange + deadlines.silence):
-            raise _Abort("exchange-deadline", *sorted(awaited - set(reports)))
+        if not await self._members.until(take, deadlines.exchange + deadlines.silence):
+            raise _Abort("exchange-deadline", *sorted(awaited - reports.keys()))
+        if reports.keys() != awaited and not self._failures.certain:
+            # One's word against another's: give the others time to say the same, or to report after all.
+            await self._members.until(take_more, deadlines.alive)
+        if reports.keys() != awaited or self._failures.accusations.keys() & awaited:  # who gave up returns no mean
+            raise self._lost()
         verdict = include(weights, reports, self._context.max_norm_ratio)
-        for peer, reason in verdict.refused.items():
-            if reason in ("norm", "malformed"):  # the others were counted where they were refused
-                self._context.listener.refused(peer, reason)
         if len(verdict.peers) < self._context.terms.min_group_size:
             raise _Abort("too-few", *verdict.refused)
         if not any(weights[peer] for peer in verdict.peers):
             raise _Abort("no-work")
-        await self._broadcast(Include(peers=sorted(verdict.peers), refused=dict(verdict.refused)))
+        await self._members.broadcast(Include(peers=sorted(verdict.peers), refused=dict(verdict.refused)))
 
     async def _collect_votes(self, group: Group) -> None:
         votes: dict[PeerId, Voted] = {}
-        failed: dict[PeerId, PeerId | None] = {}
         forgetful = [peer for peer, seat in self._seats.items() if seat.forgetful]
         members = {member.peer_id for member in group.members}
         acceptors = members if self._previous is None or group.isolated else set(self._previous)
@@ -328,31 +285,26 @@ class Leader:
         def take(peer: PeerId, message: Message | None) -> bool:
             if isinstance(message, Voted):
                 votes[peer] = message
-            elif message is None or isinstance(message, Failed):
-                if message is None:
-                    self._gone.add(peer)
-                failed.setdefault(peer, message.culprit if isinstance(message, Failed) else peer)
-                if not is_quorum(acceptors, members - failed.keys(), forgetful):
-                    raise _Abort("votes-lost", *sorted({one for one in failed.values() if one}))
-            else:
-                return False
-            return certify(votes, group.ballot, self._previous, forgetful) is not None
+                return certify(votes, group.ballot, self._previous, forgetful) is not None
+            self._note_failure(group, peer, message)
+            lost = self._failures.accusations.keys() - votes.keys()
+            if lost and not is_quorum(acceptors, members - lost, forgetful):
+                raise self._lost()
+            return False
 
-        await self._until(take, self._context.deadlines.commit + self._context.deadlines.silence)
+        await self._members.until(take, self._context.deadlines.commit + self._context.deadlines.silence)
         certificate = certify(votes, group.ballot, self._previous, forgetful)
         if certificate is None:
             raise _Abort("votes-deadline", *sorted(members - votes.keys()))
-        await self._broadcast(Committed(certificate=certificate))
+        await self._members.broadcast(Committed(certificate=certificate))
 
-    async def _until(self, take: Callable[[PeerId, Message | None], bool], seconds: float) -> bool:
-        """Feeds messages to ``take`` until it says enough; False after ``seconds``."""
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                peer, message = await asyncio.wait_for(self._inbox.get(), max(0.0, deadline - time.monotonic()))
-            except asyncio.TimeoutError:
-                return False
-            if message is None:
-                self._channels.pop(peer, None)
-            if take(peer, message):
-                return True
+    def _note_failure(self, group: Group, peer: PeerId, message: Message | None) -> None:
+        members = [member.peer_id for member in group.members]
+        if message is None:
+            self._absences.add(peer)
+            self._failures.add(peer, None, "member-gone", members)
+        elif isinstance(message, Failed):
+            self._failures.add(peer, message.culprit, message.reason, members)
+
+    def _lost(self) -> _Abort:
+        return _Abort(self._failures.reason, *self._failures.culprits(self._context.peer_id))

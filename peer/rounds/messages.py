@@ -78,7 +78,9 @@ class Failed(Message):
 
 
 class Alive(Message):
-    """Sent both ways while nothing else is: silence means death."""
+    """Sent both ways while nothing else is: silence means death. ``alone``: of a leader that knows no majority."""
+
+    alone: bool = False
 
 
 # -- leader -> member --------------------------------------------------------------------------------------------

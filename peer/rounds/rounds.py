@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
@@ -32,7 +31,7 @@ class Rounds:
     """All methods belong to the network's loop.
 
     promised, accepted: what this peer promised and voted for at the outer step after its head. table: the seats of
-    the attempt under way. alone_since: since when no majority has been known.
+    the attempt under way.
     """
 
     def __init__(self, context: Context, commit: Callable[[Pending, Certificate], None]):
@@ -41,7 +40,7 @@ class Rounds:
         self.promised: Ballot | None = None
         self.accepted: tuple[Accepted, Pending] | None = None
         self.table: Leader | None = None
-        self.alone_since = time.monotonic()
+        self._attempt: Attempt | None = None
         self._commit = commit
         self._view: Mapping[PeerId, Sequence[str]] = {}
         self._news = asyncio.Event()
@@ -68,29 +67,34 @@ class Rounds:
         self._view = dict(view)
 
     async def attempt(self) -> Attempt:
-        """Sets the table for the next outer step and returns our part in it; ``run`` it, then ``conclude``."""
-        leader = Leader(self.context, self.absences, self.alone_since)
-        if self.promised is not None:
-            leader.promised_floor.append(self.promised)
-        async with self._changed:
-            self.table = leader
-            self._changed.notify_all()
+        """Sets the table for the next outer step and returns our part in it; ``run`` it."""
+        await self._set_table()
+        self._attempt = Attempt(self)
+        return self._attempt
+
+    async def _set_table(self) -> None:
+        await self._clear_table()
+        leader = Leader(self.context, self.absences, self.promised)
         task = self.context.spawn(leader.run())
         self._leading.add(task)
         task.add_done_callback(self._leading.discard)
-        return Attempt(self)
+        async with self._changed:
+            self.table = leader
+            self._changed.notify_all()
+
+    async def _clear_table(self) -> None:
+        """Sends home whoever waits at our table. A group that was formed there goes on."""
+        leader, self.table = self.table, None
+        if leader is not None and not leader.formed:
+            await leader.close("over")
 
     async def run(self, attempt: Attempt) -> RoundResult:
         """Runs an attempt and clears the table after it."""
-        leader = self.table
         try:
             return await attempt.run()
         finally:
-            if leader is not None and self.table is leader:
-                self.alone_since = leader.alone_since
-                self.table = None
-                if not leader.formed:
-                    await leader.close("over")
+            if self._attempt is attempt:  # else it was cancelled, and the table is that of the next one
+                await self._clear_table()
 
     def commit(self, pending: Pending, certificate: Certificate) -> None:
         """The outer step is made: apply it, and promises and votes for it are history."""
@@ -100,7 +104,7 @@ class Rounds:
     def forget(self) -> None:
         """The head moved: what was promised for the old one is void."""
         self.promised, self.accepted = None, None
-        self.alone_since = time.monotonic()
+        self.absences.majority()
         self.context.spawn(self._notify())
 
     async def _notify(self) -> None:
@@ -124,7 +128,7 @@ class Rounds:
     async def own_table(self) -> Leader:
         """The table of the attempt under way; a new one where the old one was closed."""
         if self.table is None or self.table.closed:
-            await self.attempt()
+            await self._set_table()
         assert self.table is not None
         return self.table
 

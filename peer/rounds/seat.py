@@ -48,7 +48,7 @@ async def find_seat(rounds: Rounds, preferred: PeerId | None = None) -> Channel:
 
 def _order(rounds: Rounds) -> list[PeerId]:
     context = rounds.context
-    isolated = time.monotonic() - rounds.alone_since >= context.terms.isolation_seconds
+    isolated = time.monotonic() - rounds.absences.alone_since >= context.terms.isolation_seconds
     peers = candidates(context.ledger.participants, rounds.listening, context.peer_id, isolated)
     return leader_order(context.run_id, context.ledger.head.outer_step, peers)
 
@@ -58,6 +58,8 @@ async def _first_seat(rounds: Rounds, order: Sequence[PeerId]) -> Channel | None
     for peer in order:
         if peer == ourselves:
             return await _lead(rounds, earlier)
+        if rounds.absences.benched(peer):
+            continue
         channel = await _ask(rounds, peer)
         if channel is ourselves:
             return await _lead(rounds, earlier)
@@ -116,10 +118,19 @@ async def _lead(rounds: Rounds, earlier: Sequence[PeerId]) -> Channel:
         maddrs=list(context.network.maddrs), forgetful=context.ledger.forgetful,
     )  # fmt: skip
     leader = await rounds.own_table()
-    seat = context.spawn(leader.seat(theirs, join))
-    answer, _ = await ours.receive(Seated, Refused, timeout=None)
+
+    async def sit() -> None:
+        try:
+            await leader.seat(theirs, join)
+        finally:
+            theirs.close()
+
+    context.spawn(sit())
+    try:
+        answer, _ = await ours.receive(Seated, Refused, timeout=context.deadlines.seat)
+    except WireError as error:
+        raise RoundError("own-gone", None, str(error)) from error
     if isinstance(answer, Refused):
-        await seat
         raise RoundError(f"own-{answer.reason}")
     if earlier:
         context.spawn(_look_back(rounds, leader, earlier))

@@ -5,10 +5,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from peer.rounds.gates import check_norms
-from peer.rounds.messages import Accepted, Voted
-from swarm.history import Ballot, Certificate, Link, acceptors_of, is_quorum
+from peer.rounds.gates import check_norms, check_weight
+from peer.rounds.messages import Accepted, Ready, Voted
+from swarm.history import Ballot, Certificate, Head, HistoryError, Link, acceptors_of, check_link, is_quorum
 from swarm.identity import PeerId
+
+OF_ALL_PARTS = ("norm", "malformed")
+"""Reasons that only show when the reports of all reducers are together."""
+MAX_BALLOT_JUMP = 1 << 40
+"""More attempts at one outer step than any swarm makes."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,34 @@ def include(weights: Mapping[PeerId, int], reports: Mapping[PeerId, Report], max
 def next_ballot(promised: Collection[Ballot], leader: PeerId) -> Ballot:
     """A ballot above all that the members have promised."""
     return Ballot(number=max((ballot.number for ballot in promised), default=0) + 1, leader=leader)
+
+
+def check_finish(link: Link, head: Head, run_id: str, max_examples: int) -> str:
+    """The reason not to complete a link that somebody says it accepted, or ""."""
+    try:
+        check_link(head, link)
+    except HistoryError:
+        return "malformed"
+    if link.run_id != run_id:
+        return "run"
+    return next(filter(None, (check_weight(examples, max_examples) for examples in link.participants.values())), "")
+
+
+def check_ballot(ballot: Ballot, promised: Ballot | None) -> str:
+    """The reason not to believe in ``ballot``, or "": one lie must not use up the numbers that are left."""
+    return "malformed" if ballot.number - (promised.number if promised else 0) > MAX_BALLOT_JUMP else ""
+
+
+def check_ready(ready: Ready, ours: Ballot | None, head: Head, run_id: str, max_examples: int) -> str:
+    """The reason to send a member away for what it says it promised and accepted, or "". ours: what we promised."""
+    promised, accepted = ready.promised, ready.accepted
+    if promised is not None and check_ballot(promised, ours):
+        return "malformed"
+    if accepted is None:
+        return ""
+    if promised is None or accepted.ballot.key() > promised.key():
+        return "malformed"
+    return check_finish(accepted.link, head, run_id, max_examples)
 
 
 def to_finish(accepted: Mapping[PeerId, Accepted]) -> tuple[Link, list[PeerId]] | None:

@@ -32,7 +32,6 @@ CHUNK_VALUES = 1 << 18
 _LINKS = 16
 _UPLOADS = 2
 _OPEN_SECONDS = 5.0
-_CHUNK_SECONDS = 20.0
 
 
 class Ask(Message):
@@ -67,10 +66,14 @@ Outcome = Callable[[str, str], None]
 
 
 class Transfer:
-    """Serves this peer's state and downloads others'."""
+    """Serves this peer's state and downloads others'.
 
-    def __init__(self, run_id: str, store: Store, network: Network, outcome: Outcome):
+    chunk_seconds: how long the other side may take for one chunk, so that a slow one is told from a stalled one.
+    """
+
+    def __init__(self, run_id: str, store: Store, network: Network, outcome: Outcome, *, chunk_seconds: float = 20.0):
         self._run_id, self._store, self._network, self._outcome = run_id, store, network, outcome
+        self._chunk_seconds = chunk_seconds
         self._uploads = asyncio.Semaphore(_UPLOADS)
 
     async def start(self) -> None:
@@ -82,7 +85,11 @@ class Transfer:
     async def _serve(self, channel: StreamChannel) -> None:
         ask, _ = await channel.receive(Ask, timeout=_OPEN_SECONDS)
         state = self._store.committed if ask.digest is None else self._store.find(ask.digest)
-        chain = self._store.history.since(ask.since, _LINKS) if state is self._store.committed else []
+        history = self._store.history
+        # Who stands beside us on another history may have as many steps: then the newest links are what it needs.
+        chain = history.since(ask.since, _LINKS) or history.since(0, _LINKS)
+        if state is not self._store.committed:
+            chain = []
         reason = "run" if ask.run_id != self._run_id else "unknown" if state is None else ""
         if not reason and self._uploads.locked():
             reason = "busy"
@@ -92,10 +99,11 @@ class Transfer:
         async with self._uploads:
             try:
                 await self._upload(channel, state, chain)
-            except (WireError, asyncio.TimeoutError):
+            except (WireError, asyncio.TimeoutError) as error:
+                log.debug("state upload failed", peer=channel.remote, why=repr(error))
                 self._outcome("upload", "failed")
-                raise
-        self._outcome("upload", "ok")
+            else:
+                self._outcome("upload", "ok")
 
     async def _upload(self, channel: Channel, state: Pending, chain: list[Certificate]) -> None:
         vectors = [state.parameters, *(state.slots[name] for name in self._store.slot_names)]
@@ -104,8 +112,8 @@ class Transfer:
         for vector in vectors:
             for chunk in torch.split(vector, CHUNK_VALUES):
                 payload = chunk.numpy().astype("<f4", copy=False).tobytes()
-                await asyncio.wait_for(channel.send(Values(), payload), _CHUNK_SECONDS)
-        await channel.receive(Values, timeout=_CHUNK_SECONDS)  # the receiver's thanks: only now may we hang up
+                await asyncio.wait_for(channel.send(Values(), payload), self._chunk_seconds)
+        await channel.receive(Values, timeout=self._chunk_seconds)  # the receiver's thanks: only now may we hang up
 
     # -- receiver --------------------------------------------------------------------------------------------
 
@@ -130,6 +138,8 @@ class Transfer:
         for donor in shuffled:
             try:
                 state, chain = await self._download(donor, None, better)
+                if not better(self._head(state.outer_step, state.digest, chain)):
+                    raise WireError("stale", "ours is as good by now")
             except WireError as error:
                 self._outcome("download", error.reason)
                 log.warning("state download failed", donor=donor, why=str(error))
@@ -162,14 +172,18 @@ class Transfer:
 
     def _check_offer(self, offer: Offer, better: Callable[[Head], bool]) -> None:
         """The links must lead to what is offered, and that must be worth having."""
-        try:
-            head = self._store.check(offer.chain) if offer.chain else Head(0, offer.digest, 0)
-        except HistoryError as error:
-            raise WireError("history", str(error)) from error
-        if (head.outer_step, head.digest) != (offer.outer_step, offer.digest):
-            raise WireError("history", "the links lead elsewhere")
+        head = self._head(offer.outer_step, offer.digest, offer.chain)
         if not better(head):
             raise WireError("stale", f"step {head.outer_step} is no better than ours")
+
+    def _head(self, outer_step: int, digest: str, chain: Sequence[Certificate]) -> Head:
+        try:
+            head = self._store.check(chain) if chain else Head(0, digest, 0)
+        except HistoryError as error:
+            raise WireError("history", str(error)) from error
+        if (head.outer_step, head.digest) != (outer_step, digest):
+            raise WireError("history", "the links lead elsewhere")
+        return head
 
     async def _receive(self, channel: Channel, offer: Offer) -> Pending:
         names, size = self._store.slot_names, self._store.layout.size
@@ -178,7 +192,7 @@ class Transfer:
         vectors = [torch.empty(size) for _ in range(1 + len(names))]
         for vector in vectors:
             for chunk in torch.split(vector, CHUNK_VALUES):
-                _, payload = await channel.receive(Values, timeout=_CHUNK_SECONDS)
+                _, payload = await channel.receive(Values, timeout=self._chunk_seconds)
                 if len(payload) != 4 * chunk.numel():
                     raise WireError("shape", f"a chunk of {len(payload)} bytes")
                 chunk.copy_(torch.from_numpy(np.frombuffer(payload, dtype="<f4").astype(np.float32)))

@@ -1,0 +1,200 @@
+"""Life and death of a peer as a process: every way to end it, and what the others and the machine are left with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+from peer.layout import Layout
+from peer.state.files import load_state
+from peer.tasks import build_model
+from swarm.errors import ExitCode
+from swarm.manifest import Manifest
+from tests.processes import START_SECONDS, House, Peer, manifest, running, until, write_corpus
+
+LEAVE_SECONDS = 10.0  # what a peer may take to leave, and it shares two cores with the others here
+VICTIMS = [
+    *(f"{phase}-{signum}" for phase in ("training", "averaging") for signum in ("SIGTERM", "SIGINT")),
+    "forced-SIGTERM", "forced-SIGINT", "killed", "p2pd-killed",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with House(tmp_path_factory.mktemp("life")) as house:
+        write_corpus(house.folder / "corpus.txt")
+        yield house
+
+
+@pytest.fixture(scope="module")
+def run(house: House) -> str:
+    return manifest(house.folder / "corpus.txt")
+
+
+class Swarm:
+    """Two peers that stay, and victims that have imported all they need and wait for their turn."""
+
+    def __init__(self, house: House, run: str):
+        self.house = house
+        maddrs = house.bootstrap("bootstrap").maddrs
+        self.staying = [house.peer(name, run, initial_peers=maddrs) for name in ("one", "two")]
+        self._victims = {name: house.hold(name, run, initial_peers=maddrs) for name in VICTIMS}
+        for peer in self.staying:
+            peer.commits_until(1)
+
+    @contextmanager
+    def victim(self, name: str) -> Iterator[Peer]:
+        """A peer that has committed with the two; at the end they go on without it."""
+        victim = self._victims[name].release()
+        try:
+            peer_id = victim.hear("peer started")["peer_id"]
+            victim.commits_until(1)
+            yield victim
+            assert victim.process.poll() is not None
+        finally:
+            victim.kill()  # where its test failed, the next one starts without it
+        ended_at = time.time()
+        seconds = until(lambda: self._again(peer_id, ended_at), 60, f"the others go on without {name}", self.staying)
+        print(f"\n{name}: the others commit again after {seconds:.2f} s")
+
+    def _again(self, gone: str, since: float) -> float:
+        """Seconds until the first commit without ``gone`` after ``since``; 0.0 while there is none."""
+        times = [
+            event["time"] - since
+            for peer in self.staying
+            for event in peer.events("commit")
+            if event["time"] > since and gone not in event["participants"]
+        ]
+        return min(times, default=0.0)
+
+    @contextmanager
+    def frozen(self, peer: Peer) -> Iterator[None]:
+        """Whoever waits for this peer now waits in vain for a while."""
+        peer.signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            peer.signal(signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def swarm(house: House, run: str) -> Swarm:
+    return Swarm(house, run)
+
+
+@pytest.fixture(scope="module")
+def alone(house: House, run: str) -> dict[str, Peer]:
+    """Peers without a bootstrap that answers, and peers that know nobody; one of each per signal."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        nobody = f"/ip4/127.0.0.1/tcp/{unused.getsockname()[1]}/p2p/12D3KooWBVzpKEd2PvND4FrhFzkAjDVXdJpXTDZrbdKg3aqQLaZs"
+    peers = {}
+    for signum in ("SIGTERM", "SIGINT"):
+        for where, maddrs in (("lost", [nobody]), ("lonely", [])):
+            peers[f"{where}-{signum}"] = house.hold(f"{where}-{signum}", run, initial_peers=maddrs)
+    return peers
+
+
+def leaves(peer: Peer, signum: signal.Signals) -> float:
+    """Sends the signal and sees the peer out; the seconds it took."""
+    began = time.monotonic()
+    peer.signal(signum)
+    code = peer.wait(60)
+    seconds = time.monotonic() - began
+    print(f"\n{peer.name}: {signum.name}, left after {seconds:.2f} s")
+    assert code == ExitCode.OK, peer.words
+    assert seconds < LEAVE_SECONDS
+    assert not running(peer.folder)
+    assert "Traceback" not in peer.err.read_text()
+    return seconds
+
+
+def check_saved_state(peer: Peer, run: str) -> None:
+    """The state on disk is whole: its digest is of its contents, and of the peer's last commit."""
+    described = Manifest.from_toml(run)
+    torch.manual_seed(0)
+    state = load_state(peer.folder / "state.safetensors", described.run_id, Layout.of(build_model(described)))
+    last = [event for event in peer.journal if event["event"] in ("commit", "download")][-1]
+    assert (state.outer_step, state.digest) == (last["outer_step"], last["digest"])
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_leaving_while_no_bootstrap_answers(alone: dict[str, Peer], signum: signal.Signals) -> None:
+    peer = alone[f"lost-{signum.name}"].release()
+    peer.hear("none of the initial peers answers; trying again")
+    assert peer.status["phase"] == "joining"
+    assert peer.get("/readyz").status_code == 503
+    leaves(peer, signum)
+    assert not (peer.folder / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_leaving_while_alone(alone: dict[str, Peer], signum: signal.Signals) -> None:
+    peer = alone[f"lonely-{signum.name}"].release()
+    status = peer.phase_is("paused", START_SECONDS)
+    assert status["waiting"] == "company"
+    assert status["outer_step"] == 0
+    leaves(peer, signum)
+    assert not (peer.folder / "state.safetensors").exists()
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_leaving_while_training(swarm: Swarm, run: str, signum: signal.Signals) -> None:
+    with swarm.victim(f"training-{signum.name}") as peer:
+        peer.phase_is("training")
+        leaves(peer, signum)
+    check_saved_state(peer, run)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_leaving_while_averaging(swarm: Swarm, run: str, signum: signal.Signals) -> None:
+    with swarm.victim(f"averaging-{signum.name}") as peer:
+        with swarm.frozen(swarm.staying[0]):  # the round at hand takes longer than a peer that leaves may wait
+            peer.phase_is("averaging")
+            leaves(peer, signum)
+    check_saved_state(peer, run)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_forces(swarm: Swarm, signum: signal.Signals) -> None:
+    with swarm.victim(f"forced-{signum.name}") as peer:
+        with swarm.frozen(swarm.staying[0]):
+            peer.phase_is("averaging")
+            peer.signal(signum)
+            peer.hear("shutting down")
+            began = time.monotonic()
+            peer.signal(signum)
+            assert peer.wait(START_SECONDS) == 128 + signum, peer.words
+            assert time.monotonic() - began < 2.0
+            until(lambda: not running(peer.folder), 5, f"nothing is left of it: {running(peer.folder)}")
+        assert peer.said("leaving at once")
+
+
+def test_a_killed_peer_takes_its_p2pd_along(swarm: Swarm) -> None:
+    with swarm.victim("killed") as peer:
+        assert len(peer.p2pds) == 1
+        peer.phase_is("averaging")
+        peer.signal(signal.SIGKILL)
+        began = time.monotonic()
+        assert peer.wait(START_SECONDS) == -signal.SIGKILL
+        until(lambda: not running(peer.folder), 5, f"its p2pd ends too: {running(peer.folder)}")
+        print(f"\np2pd was gone {time.monotonic() - began:.2f} s after its peer")
+
+
+def test_a_peer_without_its_p2pd_says_so_and_ends(swarm: Swarm, run: str) -> None:
+    with swarm.victim("p2pd-killed") as peer:
+        [p2pd] = peer.p2pds
+        os.kill(p2pd, signal.SIGKILL)
+        assert peer.wait(30) == ExitCode.NETWORK, peer.words
+        assert not running(peer.folder)
+    lines = [line for line in peer.err.read_text().splitlines() if not line.startswith("{")]
+    assert lines == ["waggle: p2pd ended unexpectedly; see the lines above, and start the peer again"]
+    assert "Traceback" not in peer.err.read_text()
+    check_saved_state(peer, run)

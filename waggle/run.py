@@ -1,0 +1,171 @@
+"""`waggle run check` and `waggle run show`: is a manifest valid, and what does it mean for who takes part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from swarm.programs import new_app
+
+if TYPE_CHECKING:
+    from swarm.manifest import Manifest, Optimizer
+
+GROUP_SIZES = (2, 4, 8)
+CODEC_BYTES = {"fp32": 4, "fp16": 2}
+"""Bytes for each value on the wire; the scales and headers beside them are under 0.1%."""
+
+app = new_app("Check and explain a manifest.", no_args_is_help=True)
+
+File = Annotated[Path, typer.Argument(metavar="FILE", help="A run manifest (TOML).")]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a peer needs for training and rounds, beside activations, data and the program itself.
+
+    parameters: the model in training. gradients: one per parameter. inner_optimizer, outer_optimizer: their
+    state. committed: the swarm's parameters, kept beside the model. round: buffers, at most, and only during one.
+    """
+
+    parameters: int
+    gradients: int
+    inner_optimizer: int
+    outer_optimizer: int
+    committed: int
+    round: int
+
+    @property
+    def total(self) -> int:
+        """During a round: the most."""
+        training = self.parameters + self.gradients + self.inner_optimizer
+        return training + self.outer_optimizer + self.committed + self.round
+
+
+def memory(manifest: Manifest, parameters: int) -> Memory:
+    """What a peer of this run needs, for a model of that many parameters, all float32."""
+    size = 4 * parameters
+    inner = _slots(manifest.inner) if manifest.inner is not None else 0
+    return Memory(
+        parameters=size,
+        gradients=size,
+        inner_optimizer=inner * size,
+        outer_optimizer=_slots(manifest.outer) * size,
+        committed=size,
+        round=2 * size,
+    )
+
+
+def bytes_per_outer_step(parameters: int, codec: str, group_size: int) -> int:
+    """What each peer of the group sends, and receives, in one round: 2 (n - 1) / n * size.
+
+    The optimum of all-reduce (Patarasuk and Yuan, 2009): a peer sends the n - 1 parts that others reduce,
+    and its own reduced part to n - 1 peers.
+    """
+    return round(2 * (group_size - 1) * parameters * CODEC_BYTES[codec] / group_size)
+
+
+def in_words(manifest: Manifest) -> str:
+    """What happens in one outer step."""
+    data, round_ = manifest.data, manifest.round
+    batch = f"{data.batch_size} examples of {data.sequence_length} tokens"
+    if round_.inner_steps is not None:
+        each, start = f"takes {round_.inner_steps} inner steps on {batch}", "when all have"
+    else:
+        each, start = f"takes inner steps on {batch}", f"at {round_.target_batch} examples in the whole swarm"
+    if manifest.inner is None:
+        work = f"each peer {each} and adds up gradients"
+        what = "their mean gradient"
+    else:
+        work = f"each peer {each} with {_optimizer(manifest.inner)}"
+        what = "the mean of their updates"
+    return f"{work}; {start}, {what} ({round_.codec}) is applied by {_optimizer(manifest.outer)}"
+
+
+@app.command("check")
+def check(file: File) -> None:
+    """Says ok and the run id, or what is wrong: one line each, naming field and reason."""
+    from peer.tasks import shape_model
+    from swarm.manifest import Manifest
+
+    manifest = Manifest.load(file)
+    if manifest.model.hub is None:
+        shape_model(manifest)  # what only transformers knows: the keys and values of model.config
+    typer.echo(f"ok {manifest.run_id}")
+
+
+@app.command("show")
+def show(file: File) -> None:
+    """Says what a manifest means: the work, parameters, bytes per outer step, memory."""
+    from peer.tasks import shape_model
+    from swarm.manifest import Manifest
+
+    manifest = Manifest.load(file)
+    parameters = sum(parameter.numel() for parameter in shape_model(manifest).parameters())
+    Console().print(render(manifest, parameters))
+
+
+def render(manifest: Manifest, parameters: int) -> Table:
+    """A table with one line per fact."""
+    table = Table(show_header=False, box=None, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _facts(manifest, parameters):
+        # Text, not markup: a stranger's manifest must not format our terminal.
+        table.add_row(name, Text(value))
+    return table
+
+
+def _facts(manifest: Manifest, parameters: int) -> list[tuple[str, str]]:
+    model, data, round_ = manifest.model, manifest.data, manifest.round
+    source = {"text": ", ".join(data.paths), "hub": data.dataset}.get(data.source, "")
+    facts = [("run_id", manifest.run_id)]
+    if manifest.description:
+        facts.append(("description", manifest.description))
+    facts += [
+        ("task", manifest.task),
+        ("model", f"{model.type or model.hub}, {parameters:,} parameters"),
+        ("data", " ".join((data.source, source, f"(tokenizer {manifest.tokenizer.name})")).replace("  ", " ")),
+        ("outer step", in_words(manifest)),
+        ("group", f"{round_.min_group_size} to {round_.max_group_size} peers"),
+    ]
+    sizes = [size for size in GROUP_SIZES if round_.min_group_size <= size <= round_.max_group_size]
+    for size in sizes or [round_.min_group_size]:
+        sent = _bytes(bytes_per_outer_step(parameters, round_.codec, size))
+        facts.append((f"bytes, {size} peers", f"{sent} sent and as much received by each, per outer step"))
+    need = memory(manifest, parameters)
+    facts += [
+        ("memory", f"{_bytes(need.total)} at most, beside activations and the program itself:"),
+        ("", f"{_bytes(need.parameters)} parameters, {_bytes(need.gradients)} gradients"),
+        ("", f"{_bytes(need.inner_optimizer + need.outer_optimizer)} optimizer state"),
+        ("", f"{_bytes(need.committed)} committed parameters, {_bytes(need.round)} during a round"),
+    ]
+    return facts
+
+
+def _slots(optimizer: Optimizer) -> int:
+    """Values that the optimizer keeps for each parameter."""
+    if optimizer.optimizer == "adamw":
+        return 2
+    return 1 if optimizer.momentum > 0 else 0
+
+
+def _optimizer(optimizer: Optimizer) -> str:
+    name = {"adamw": "AdamW", "sgd": "SGD"}[optimizer.optimizer]
+    momentum = f", momentum {optimizer.momentum:g}" if optimizer.momentum else ""
+    nesterov = " (Nesterov)" if optimizer.nesterov else ""
+    schedule = "" if optimizer.schedule.kind == "constant" else f", {optimizer.schedule.kind} schedule"
+    return f"{name} at {optimizer.learning_rate:g}{momentum}{nesterov}{schedule}"
+
+
+def _bytes(count: int) -> str:
+    """Decimal units, as network providers count."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+    return f"{count} bytes"
