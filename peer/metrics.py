@@ -11,8 +11,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from peer.phase import Phase
 from peer.progress import SwarmView
-from peer.rounds.context import Stage
-from peer.values import RoundResult
+from peer.values import RoundResult, Stage
 from swarm.identity import PeerId
 from swarm.metrics import NetworkMetrics
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 import torch
 
@@ -82,3 +83,17 @@ class RoundResult:
     reason: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
     times: RoundTimes = field(default_factory=RoundTimes)
+
+
+class Stage(Enum):
+    """The stages of an attempt, in order, as one member goes through them."""
+
+    SEATED = "seated"
+    READY = "ready"
+    GROUPED = "grouped"
+    SCATTERED = "scattered"
+    RECEIVED = "received"
+    INCLUDED = "included"
+    GATHERED = "gathered"
+    VOTED = "voted"
+    COMMITTED = "committed"

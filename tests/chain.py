@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import base58
@@ -16,7 +16,7 @@ from swarm.identity import Identity, PeerId
 RUN_ID = "test@0123456789abcdef"
 
 
-@lru_cache(maxsize=None)
+@cache
 def identity(number: int) -> Identity:
     """The identity that follows from ``number``; it has no file."""
     key = Ed25519PrivateKey.from_private_bytes(hashlib.sha256(f"test key {number}".encode()).digest())

@@ -15,12 +15,12 @@ from peer.layout import Layout
 from peer.optimizers import outer_optimizer
 from peer.rounds.assembly import Terms
 from peer.rounds.codec import CODECS, Codec
-from peer.rounds.context import Context, Deadlines, Stage
+from peer.rounds.context import Context, Deadlines
 from peer.rounds.election import leader_order
 from peer.rounds.rounds import Rounds
 from peer.state.store import Store
 from peer.state.transfer import Transfer
-from peer.values import LocalResult, RoundResult
+from peer.values import LocalResult, RoundResult, Stage
 from swarm.history import heavier
 from swarm.identity import Identity, PeerId
 from swarm.network import Network

@@ -14,7 +14,7 @@ import structlog
 import torch
 
 from peer.rounds.assembly import longest_assembly
-from peer.rounds.context import RoundError, Stage, compute
+from peer.rounds.context import RoundError, compute
 from peer.rounds.exchange import Exchange
 from peer.rounds.gates import check_shape, check_weight
 from peer.rounds.messages import (
@@ -34,7 +34,7 @@ from peer.rounds.messages import (
 )
 from peer.rounds.seat import find_seat
 from peer.rounds.verdict import OF_ALL_PARTS, check_ballot, check_finish
-from peer.values import LocalResult, Pending, RoundResult, RoundTimes
+from peer.values import LocalResult, Pending, RoundResult, RoundTimes, Stage
 from swarm.history import Certificate, HistoryError, Link, Vote, check_step
 from swarm.identity import PeerId
 from swarm.wire import Channel, Message, WireError

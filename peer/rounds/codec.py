@@ -61,13 +61,14 @@ class Float32Codec:
 class Float16Codec:
     """Half precision with one power-of-two scale per chunk.
 
-    The scale brings the largest magnitude into [2**14, 2**15), so nothing overflows and nothing is clamped; a power
-    of two makes scaling itself exact. Error: at most 2**-11 of a value, or 2**-40 of the chunk's largest for values
-    so small that they become subnormal.
+    The scale brings the largest magnitude into [2**14, 2**15), so nothing overflows; a power of two makes scaling
+    itself exact. Error: at most 2**-11 of a value, or 2**-39 of the chunk's largest for values so small that they
+    become subnormal.
     """
 
     name = "fp16"
     _SCALE = struct.Struct("<f")
+    _MOST = 2.0**15 - 2.0**4  # the largest float16 below 2**15
 
     def encode(self, values: torch.Tensor) -> bytes:
         """See Codec."""
@@ -76,6 +77,8 @@ class Float16Codec:
         _, exponent = math.frexp(largest)  # largest = m * 2**exponent with m in [0.5, 1)
         power = min(max(exponent - 15, -126), 126) if largest else 0
         scaled = np.ldexp(array.astype(np.float64), -power)
+        if exponent == 128:  # rounded up to 2**15, the largest float32 values would decode as infinity
+            scaled = np.clip(scaled, -self._MOST, self._MOST)
         return self._SCALE.pack(2.0**power) + scaled.astype("<f2").tobytes()
 
     def decode(self, payload: bytes, count: int) -> torch.Tensor:
@@ -86,7 +89,8 @@ class Float16Codec:
         if not (math.isfinite(scale) and scale > 0 and math.frexp(scale)[0] == 0.5):
             raise CodecError(f"a scale of {scale}")
         halves = np.frombuffer(payload, dtype="<f2", offset=self._SCALE.size).astype(np.float32)
-        return torch.from_numpy(halves * np.float32(scale))
+        with np.errstate(over="ignore", invalid="ignore"):  # what a stranger sent: the gates see the infinity or nan
+            return torch.from_numpy(halves * np.float32(scale))
 
     def max_bytes(self, count: int) -> int:
         """See Codec."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass
-from enum import Enum
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -13,26 +12,12 @@ import torch
 from peer.rounds.assembly import Terms
 from peer.rounds.codec import Codec
 from peer.rounds.gates import check_values
-from peer.values import Pending
+from peer.values import Pending, Stage
 from swarm.history import Head, Link
 from swarm.identity import Identity, PeerId
 from swarm.network import Network
 
 T = TypeVar("T")
-
-
-class Stage(Enum):
-    """The stages of an attempt, in order, as one member goes through them."""
-
-    SEATED = "seated"
-    READY = "ready"
-    GROUPED = "grouped"
-    SCATTERED = "scattered"
-    RECEIVED = "received"
-    INCLUDED = "included"
-    GATHERED = "gathered"
-    VOTED = "voted"
-    COMMITTED = "committed"
 
 
 class RoundError(Exception):

@@ -15,11 +15,12 @@ from collections.abc import Collection
 import torch
 
 from peer.rounds.codec import CodecError
-from peer.rounds.context import Context, RoundError, Stage, compute
+from peer.rounds.context import Context, RoundError, compute
 from peer.rounds.gates import check_values, square_norm
 from peer.rounds.messages import PART_PROTOCOL, Chunk, Denied, Group, MeanEnd, Part
 from peer.rounds.partition import chunks, partition
 from peer.rounds.verdict import Report
+from peer.values import Stage
 from swarm.identity import PeerId
 from swarm.wire import Channel, LocalChannel, WireError
 
