@@ -44,6 +44,7 @@ log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 0.5
 _FINISH_SECONDS = 4.0  # for the round at hand when we are asked to leave
+_BUSY_SECONDS = _FINISH_SECONDS + 0.5  # for the main thread to notice that we are asked to leave
 _LEAVE_SECONDS = 9.0  # for all of leaving, after which nothing is waited for
 _AGAIN_SECONDS = 1.0
 
@@ -58,6 +59,7 @@ def run(settings: PeerSettings) -> int:
         peer.main_loop()
     finally:
         peer.shutdown()
+        shutdown.finish()
     return 0
 
 
@@ -71,8 +73,8 @@ class Peer:
         self._loss = self._validation_loss = math.nan
         self._last_commit = 0.0
         self._online: Online | None = None
-        self._started = False
-        shutdown.on_request(lambda: self._leaving.set_result(None))
+        self._stopping = threading.RLock()
+        shutdown.on_request(self._asked_to_leave)
 
     # -- startup ---------------------------------------------------------------------------------------------
 
@@ -288,10 +290,30 @@ class Peer:
 
     # -- shutdown --------------------------------------------------------------------------------------------
 
+    def _asked_to_leave(self) -> None:
+        self._leaving.set_result(None)
+        if self._shutdown.signalled:
+            timer = threading.Timer(_BUSY_SECONDS, self._leave_behind)
+            timer.daemon = True
+            timer.start()
+
+    def _leave_behind(self) -> None:
+        """Leaves without the main thread, which is in something long: an inner step of a large model, a download."""
+        with self._stopping:  # whatever the main thread comes to meanwhile, it ends waiting for us in ``shutdown``
+            if self._phase in (Phase.LEAVING, Phase.STOPPED):
+                return
+            log.warning("leaving in the middle of something", phase=self._phase.value)
+            self.shutdown()
+            sys.stderr.flush()
+            os._exit(ExitCode.OK)
+
     def shutdown(self) -> None:
         """Leaves in order; after a few seconds leaves anyway."""
-        if self._phase is Phase.STOPPED:
-            return
+        with self._stopping:
+            if self._phase is not Phase.STOPPED:
+                self._stop()
+
+    def _stop(self) -> None:
         self._event(Event.LEAVE)
         if self._online is not None:
             self._write_last_line()

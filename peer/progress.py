@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
-from swarm.history import Head, heavier
+from swarm.history import Digest, Head, heavier
 from swarm.identity import PeerId
 from swarm.records import PeerRecord
 
@@ -19,7 +20,7 @@ class SwarmView:
 
     phases: how many peers are in which. outer_step: where most peers stand (the highest of equals). companions:
     peers at our head that can be dialled, with their addresses. ahead: peers whose history is heavier than ours,
-    the heaviest first.
+    the heaviest first. forked: whether somebody is where we have been, with another digest.
     """
 
     peers: int = 0
@@ -27,11 +28,17 @@ class SwarmView:
     outer_step: int = 0
     companions: Mapping[PeerId, Sequence[str]] = field(default_factory=dict)
     ahead: Sequence[PeerId] = ()
+    forked: bool = False
     reachable: Mapping[PeerId, Sequence[str]] = field(default_factory=dict)
 
 
-def view(records: Mapping[PeerId, PeerRecord], ourselves: PeerId, head: Head) -> SwarmView:
-    """What ``records`` say to a peer at ``head``."""
+def view(
+    records: Mapping[PeerId, PeerRecord],
+    ourselves: PeerId,
+    head: Head,
+    past: Mapping[int, Digest] = MappingProxyType({}),
+) -> SwarmView:
+    """What ``records`` say to a peer at ``head``. past: digests of our own recent outer steps."""
     live = {peer: record for peer, record in records.items() if peer != ourselves and record.phase not in _AWAY}
     claims: dict[PeerId, Head] = {
         peer: Head(record.outer_step, record.digest, record.work) for peer, record in live.items()
@@ -50,5 +57,6 @@ def view(records: Mapping[PeerId, PeerRecord], ourselves: PeerId, head: Head) ->
         outer_step=max(steps, key=lambda step: (steps[step], step)) if steps else head.outer_step,
         companions={peer: maddrs for peer, maddrs in reachable.items() if claims[peer] == head},
         ahead=[peer for one in ahead for peer in by_head[one]],
+        forked=any(past.get(claim.outer_step, claim.digest) != claim.digest for claim in claims.values()),
         reachable=reachable,
     )

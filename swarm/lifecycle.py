@@ -8,6 +8,7 @@ tensor operation, and no lock is ever taken inside a signal handler.
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import socket
@@ -100,6 +101,16 @@ class Shutdown:
         """Gives the signals back to whoever had them before `install`."""
         while self._restore:
             self._restore.pop()()
+
+    @staticmethod
+    def finish() -> None:
+        """All is done and the process ends by itself: signals change nothing any more, not even the exit code.
+
+        Nor is garbage collected, which at the end of a process that has imported torch takes a second or more.
+        """
+        for signum in _SIGNALS:
+            signal.signal(signum, signal.SIG_IGN)
+        gc.freeze()
 
     def _watch(self, reader: socket.socket) -> None:
         """Reads one byte per signal until `uninstall` closes the other end."""

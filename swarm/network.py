@@ -21,6 +21,8 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.utils.multiaddr import Multiaddr
 
+from swarm.control import connect, open_stream
+from swarm.deadline import within
 from swarm.errors import NetworkError
 from swarm.identity import Identity, PeerId
 from swarm.p2pd import P2PD, P2PDOptions
@@ -141,8 +143,7 @@ class Network:
 
     async def stop(self) -> None:
         """Ends tasks, DHT and p2pd."""
-        # Up to Python 3.11 wait_for swallows a cancellation that comes together with its result: asked again, and
-        # not waited for without end.
+        # A task that lets a cancellation pass (hivemind's may, see ``within``) is asked again, but not for ever.
         for _ in range(_CANCELLATIONS):
             if not self._tasks:
                 break
@@ -186,7 +187,7 @@ class Network:
     async def wait_joined(self, timeout: float | None) -> bool:
         """Waits until ``joined``; False after ``timeout`` seconds."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._joined.wait(), timeout)
+            await within(self._joined.wait(), timeout)
         return self._joined.is_set()
 
     async def _keep_joined(self) -> None:
@@ -201,7 +202,7 @@ class Network:
                 if not self._joined.is_set():
                     with contextlib.suppress(asyncio.TimeoutError):
                         # fills the routing table with the peers nearest to us
-                        await asyncio.wait_for(self._node.find_nearest_nodes([self._node.node_id]), _DIAL_SECONDS)
+                        await within(self._node.find_nearest_nodes([self._node.node_id]), _DIAL_SECONDS)
                     self._joined.set()
                 pause = 10.0
             else:
@@ -224,8 +225,7 @@ class Network:
         """Connects to a peer; whether that worked within ``timeout`` seconds."""
         try:
             parsed = [Multiaddr(maddr) for maddr in maddrs]
-            # hivemind has no public call that dials an address
-            await asyncio.wait_for(self._daemon.p2p._client.connect(PeerID.from_base58(peer_id), parsed), timeout)
+            await within(connect(self._daemon.p2p, PeerID.from_base58(peer_id), parsed), timeout)
         except (
             ControlFailure,
             asyncio.TimeoutError,
@@ -258,7 +258,7 @@ class Network:
         began = time.monotonic()
         outcome = "failed"
         try:
-            result = await asyncio.wait_for(request, 10.0)
+            result = await within(request, 10.0)
             outcome = "ok"
         except asyncio.TimeoutError:
             result = None
@@ -279,9 +279,8 @@ class Network:
     async def open(self, peer_id: PeerId, protocol: str, purpose: str, timeout: float) -> StreamChannel:
         """Opens a stream. Raises WireError("unreachable")."""
         try:
-            _, reader, writer = await asyncio.wait_for(
-                self._daemon.p2p.call_binary_stream_handler(PeerID.from_base58(peer_id), protocol), timeout
-            )
+            opening = open_stream(self._daemon.p2p, PeerID.from_base58(peer_id), protocol)
+            reader, writer = await within(opening, timeout)
         except (ControlFailure, asyncio.TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             raise WireError("unreachable", f"{peer_id}: {error!r}"[:300]) from error
         return self._channel(peer_id, purpose, reader, writer)

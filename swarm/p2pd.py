@@ -25,6 +25,7 @@ from hivemind.p2p import P2P
 from hivemind.utils.multiaddr import Multiaddr
 
 from swarm import launcher
+from swarm.deadline import within
 from swarm.errors import NetworkError
 
 log = structlog.get_logger(__name__)
@@ -114,7 +115,7 @@ class P2PD:
             if not ready.done():
                 words = reader.result() if reader.done() else f"no answer within {timeout:.0f} s"
                 raise NetworkError(f"p2pd did not start: {_explain(words)}")
-            p2p = await asyncio.wait_for(P2P.replicate(Multiaddr(f"/unix{control}")), timeout)
+            p2p = await within(P2P.replicate(Multiaddr(f"/unix{control}")), timeout)
         except BaseException:
             ready.cancel()
             with contextlib.suppress(ProcessLookupError):
@@ -140,7 +141,7 @@ class P2PD:
         with contextlib.suppress(ProcessLookupError):
             self._process.terminate()
         try:
-            await asyncio.wait_for(self.died.wait(), timeout)
+            await within(self.died.wait(), timeout)
         except asyncio.TimeoutError:
             self.kill()
             await self.died.wait()

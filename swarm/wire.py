@@ -16,6 +16,7 @@ from typing import Any, Protocol, TypeVar
 import msgpack
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from swarm.deadline import within
 from swarm.identity import PeerId
 
 MAX_HEADER_BYTES = 1 << 20
@@ -123,7 +124,7 @@ class StreamChannel:
     async def receive(self, *kinds: type[M], timeout: float | None) -> tuple[M, bytes]:
         """See Channel."""
         try:
-            header, payload = await asyncio.wait_for(self._frame(), timeout)
+            header, payload = await within(self._frame(), timeout)
         except asyncio.TimeoutError:
             raise WireError("deadline", f"nothing within {timeout:.1f} s") from None
         except (asyncio.IncompleteReadError, OSError) as error:
@@ -175,7 +176,7 @@ class LocalChannel:
         if self._inbox.empty() and (self._ended or self._other._ended):
             raise WireError("gone", "closed")
         try:
-            item = await asyncio.wait_for(self._inbox.get(), timeout)
+            item = await within(self._inbox.get(), timeout)
         except asyncio.TimeoutError:
             raise WireError("deadline", f"nothing within {timeout:.1f} s") from None
         if item is None:

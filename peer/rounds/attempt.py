@@ -35,6 +35,7 @@ from peer.rounds.messages import (
 from peer.rounds.seat import find_seat
 from peer.rounds.verdict import OF_ALL_PARTS, check_ballot, check_finish
 from peer.values import LocalResult, Pending, RoundResult, RoundTimes, Stage
+from swarm.deadline import within
 from swarm.history import Certificate, HistoryError, Link, Vote, check_step
 from swarm.identity import PeerId
 from swarm.wire import Channel, Message, WireError
@@ -148,6 +149,7 @@ class Attempt:
         await self._context.listener.reached(stage, self._head.outer_step)
 
     async def _sit(self, channel: Channel) -> None:
+        self._inbox = asyncio.Queue()  # what came over an earlier channel, its end too, is not this leader's
         tasks = [asyncio.ensure_future(self._read(channel)), asyncio.ensure_future(self._speak(channel))]
         try:
             await self._reached(Stage.SEATED)
@@ -194,7 +196,7 @@ class Attempt:
     async def _next(self, timeout: float | None = None) -> Message:
         """The leader's next message. Aborted, Refused and a broken stream are raised."""
         try:
-            message = await asyncio.wait_for(self._inbox.get(), timeout)
+            message = await within(self._inbox.get(), timeout)
         except asyncio.TimeoutError:
             raise RoundError("leader-deadline") from None
         if isinstance(message, WireError):
@@ -304,7 +306,7 @@ class Attempt:
         except RoundError as error:
             if error.culprit is None and error.reason != "fetch":
                 raise  # it came from the leader
-            await channel.send(Failed(reason=error.reason, culprit=error.culprit))
+            await self._give_up(channel, error)
             await self._outcome(None)
             raise
         self._rounds.accepted = (Accepted(ballot=group.ballot, link=link), pending)
@@ -339,7 +341,7 @@ class Attempt:
         log.info("completing an earlier ballot", outer_step=link.outer_step, donors=group.donors)
         donors = [peer for peer in group.donors if peer != self._context.peer_id]
         try:
-            return await asyncio.wait_for(self._context.ledger.fetch(link, donors), self._context.deadlines.commit)
+            return await within(self._context.ledger.fetch(link, donors), self._context.deadlines.commit)
         except (WireError, asyncio.TimeoutError) as error:
             raise RoundError("fetch", None, repr(error)) from error
 
@@ -367,8 +369,15 @@ class Attempt:
             isolated=group.isolated,
         ), pending
 
+    async def _give_up(self, channel: Channel, error: RoundError) -> None:
+        await channel.send(Failed(reason=error.reason, culprit=error.culprit))
+
     async def _trade(self, channel: Channel, exchange: Exchange, group: Group) -> tuple[Any, float, list[PeerId]]:
-        """Runs the exchange while the leader's messages are heard."""
+        """Runs the exchange while the leader's messages are heard.
+
+        Who cannot get the mean is still a reducer for the others, until the leader says how it ended: one failure
+        must not look like many.
+        """
         included: list[PeerId] = []
         mean: tuple[Any, float] | None = None
         trade: asyncio.Future[tuple[Any, float]] | None = asyncio.ensure_future(exchange.trade())
@@ -404,8 +413,17 @@ class Attempt:
                         self._certificate = received.certificate
                     message = asyncio.ensure_future(self._next())
                 if trade is not None and trade.done():
-                    mean, trade = trade.result(), None
-                    self._marks[Stage.GATHERED] = time.monotonic()
+                    failure = trade.exception()
+                    if failure is None:
+                        mean = trade.result()
+                        self._marks[Stage.GATHERED] = time.monotonic()
+                    elif isinstance(failure, RoundError):
+                        await self._give_up(channel, failure)
+                    else:
+                        raise failure
+                    trade = None
+                if self._certificate is not None and trade is None and mean is None:
+                    raise RoundError("behind")  # the others have committed what we could not get
                 if mean is not None and included:  # the mean may overtake the verdict, which is another's message
                     return *mean, included
         finally:

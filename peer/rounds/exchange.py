@@ -21,6 +21,7 @@ from peer.rounds.messages import PART_PROTOCOL, Chunk, Denied, Group, MeanEnd, P
 from peer.rounds.partition import chunks, partition
 from peer.rounds.verdict import Report
 from peer.values import Stage
+from swarm.deadline import within
 from swarm.identity import PeerId
 from swarm.wire import Channel, LocalChannel, WireError
 
@@ -60,7 +61,7 @@ class Exchange:
     async def collect_until_deadline(self) -> Report:
         """Waits for every member's contribution to our part, and gives up on those that are late."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(asyncio.shield(self.report), max(0.0, self._deadline - time.monotonic()))
+            await within(asyncio.shield(self.report), max(0.0, self._deadline - time.monotonic()))
         for peer, examples in self._weights.items():
             if examples and peer not in self._norms and peer not in self._refused:
                 self._settle(peer, "deadline")
@@ -191,7 +192,7 @@ class Exchange:
             await channel.send(MeanEnd(square_norm=await asyncio.shield(self._mean_norm)))
 
         with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):  # cancelled: abandoned
-            await asyncio.wait_for(send(), self._remaining() + 2 * deadlines.commit)
+            await within(send(), self._remaining() + 2 * deadlines.commit)
 
     def abandon(self) -> None:
         """The attempt is over: whoever still waits for our mean is let go."""
@@ -229,7 +230,7 @@ class Exchange:
         scattered = False
         try:
             channel = await self._open(reducer)
-            await asyncio.wait_for(self._scatter(channel, part), self._remaining())
+            await within(self._scatter(channel, part), self._remaining())
             scattered = True
             self._unscattered -= 1
             if not self._unscattered:

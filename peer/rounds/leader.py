@@ -72,6 +72,11 @@ class Leader:
         self._failures = Failures()
 
     @property
+    def outer_step(self) -> int:
+        """The committed one that this attempt starts from."""
+        return self._head.outer_step
+
+    @property
     def formed(self) -> bool:
         """Whether the group is formed: nobody can sit down any more."""
         return self._formed
@@ -267,7 +272,7 @@ class Leader:
         if reports.keys() != awaited and not self._failures.certain:
             # One's word against another's: give the others time to say the same, or to report after all.
             await self._members.until(take_more, deadlines.alive)
-        if reports.keys() != awaited or self._failures.accusations.keys() & awaited:  # who gave up returns no mean
+        if reports.keys() != awaited:
             raise self._lost()
         verdict = include(weights, reports, self._context.max_norm_ratio)
         if len(verdict.peers) < self._context.terms.min_group_size:

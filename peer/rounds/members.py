@@ -10,6 +10,7 @@ import structlog
 
 from peer.rounds.context import Context
 from peer.rounds.messages import Alive, Failed, Progress, Ready, Received, Voted
+from swarm.deadline import within
 from swarm.identity import PeerId
 from swarm.wire import Channel, Message, WireError
 
@@ -75,7 +76,7 @@ class Members:
     async def hear(self, seconds: float | None) -> tuple[PeerId, Message | None] | None:
         """What somebody who sits here says, or with None that it is gone; None after ``seconds`` or a ``wake``."""
         try:
-            item = await asyncio.wait_for(self._inbox.get(), seconds)
+            item = await within(self._inbox.get(), seconds)
         except asyncio.TimeoutError:
             return None
         if item is None or self._channels.get(item[0].remote) is not item[0]:  # from a seat that is not its any more
@@ -102,7 +103,7 @@ class Members:
         if channel is None:
             return
         try:
-            await asyncio.wait_for(channel.send(message), self._context.deadlines.silence)
+            await within(channel.send(message), self._context.deadlines.silence)
         except (WireError, asyncio.TimeoutError):
             self._inbox.put_nowait((channel, None))
 

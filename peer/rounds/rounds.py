@@ -16,6 +16,7 @@ from peer.rounds.exchange import Exchange
 from peer.rounds.leader import Leader
 from peer.rounds.messages import PART_PROTOCOL, ROUND_PROTOCOL, Accepted, Denied, Group, Join, Part, Refused
 from peer.values import Pending, RoundResult
+from swarm.deadline import within
 from swarm.history import Ballot, Certificate
 from swarm.identity import PeerId
 from swarm.wire import StreamChannel
@@ -123,7 +124,7 @@ class Rounds:
         """Waits for a change of who is there, at most ``timeout`` seconds."""
         self._news.clear()
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._news.wait(), timeout)
+            await within(self._news.wait(), timeout)
 
     async def own_table(self) -> Leader:
         """The table of the attempt under way; a new one where the old one was closed."""
@@ -151,7 +152,7 @@ class Rounds:
     async def _soon(self, condition: Callable[[], bool]) -> bool:
         async with self._changed:
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait_for(condition), _SOON_SECONDS)
+                await within(self._changed.wait_for(condition), _SOON_SECONDS)
         return condition()
 
     async def _on_join(self, channel: StreamChannel) -> None:
@@ -161,12 +162,7 @@ class Rounds:
             self.context.listener.refused(channel.remote, "run")
             await channel.send(self._refuse("run"))
             return
-        await self._soon(
-            lambda: (
-                ledger.head.outer_step > join.outer_step
-                or (ledger.head.outer_step == join.outer_step and self.table is not None and not self.table.formed)
-            )
-        )
+        await self._soon(lambda: ledger.head.outer_step > join.outer_step or self._table_open(join.outer_step))
         reason = self._unwelcome(channel.remote, join)
         if reason:
             if reason in ("digest", "benched"):
@@ -175,6 +171,10 @@ class Rounds:
             return
         assert self.table is not None
         await self.table.seat(channel, join)
+
+    def _table_open(self, outer_step: int) -> bool:
+        """Whether one can sit down here for the step after ``outer_step``; the table may be the last one's still."""
+        return self.table is not None and self.table.outer_step == outer_step and not self.table.formed
 
     def _unwelcome(self, peer: PeerId, join: Join) -> str:
         head = self.context.ledger.head

@@ -16,13 +16,14 @@ from swarm.identity import PeerId
 from swarm.wire import Channel, LocalChannel, WireError
 
 if TYPE_CHECKING:
+    from peer.rounds.leader import Leader
     from peer.rounds.rounds import Rounds
 
 log = structlog.get_logger(__name__)
 
 _MOST_HOPS = 4
 _AGAIN_SECONDS = 0.5
-_LOOK_BACK_SECONDS = 2.0
+_LOOK_AGAIN_SECONDS = 2.0
 
 
 async def find_seat(rounds: Rounds, preferred: PeerId | None = None) -> Channel:
@@ -54,20 +55,19 @@ def _order(rounds: Rounds) -> list[PeerId]:
 
 
 async def _first_seat(rounds: Rounds, order: Sequence[PeerId]) -> Channel | None:
-    ourselves, earlier = rounds.context.peer_id, list[PeerId]()
+    ourselves = rounds.context.peer_id
     for peer in order:
         if peer == ourselves:
-            return await _lead(rounds, earlier)
+            return await _lead(rounds)
         if rounds.absences.benched(peer):
             continue
         channel = await _ask(rounds, peer)
         if channel is ourselves:
-            return await _lead(rounds, earlier)
+            return await _lead(rounds)
         if isinstance(channel, str):
             continue
         if channel is not None:
             return channel
-        earlier.append(peer)
     return None
 
 
@@ -108,7 +108,7 @@ async def _ask(rounds: Rounds, peer: PeerId, hops: int = 0) -> Channel | PeerId 
     return None
 
 
-async def _lead(rounds: Rounds, earlier: Sequence[PeerId]) -> Channel:
+async def _lead(rounds: Rounds) -> Channel:
     """Sits down at our own table."""
     context = rounds.context
     ours, theirs = LocalChannel.pair(context.peer_id)
@@ -132,28 +132,17 @@ async def _lead(rounds: Rounds, earlier: Sequence[PeerId]) -> Channel:
         raise RoundError("own-gone", None, str(error)) from error
     if isinstance(answer, Refused):
         raise RoundError(f"own-{answer.reason}")
-    if earlier:
-        context.spawn(_look_back(rounds, leader, earlier))
+    context.spawn(_look_again(rounds, leader))
     return ours
 
 
-async def _look_back(rounds: Rounds, leader: object, earlier: Sequence[PeerId]) -> None:
-    """While we lead without a majority, sees whether a peer before us in the order leads after all, and joins it.
+async def _look_again(rounds: Rounds, leader: Leader) -> None:
+    """While we lead without a majority though others come before us in the order, closes the table now and then.
 
-    Two peers that could not reach each other for a moment would otherwise wait for each other's members.
+    Everyone who sits there, ourselves first, then asks again: two peers that did not know or could not reach each
+    other for a moment would otherwise wait for each other's members.
     """
-    while True:
-        await asyncio.sleep(_LOOK_BACK_SECONDS)
-        table = rounds.table
-        if table is not leader or table is None or not table.stuck:
-            return
-        for peer in earlier:
-            try:
-                channel = await _ask(rounds, peer)
-            except RoundError:
-                continue
-            if channel is not None and not isinstance(channel, str):
-                channel.close()  # our member asks again, this time with nothing in its way
-                if table.stuck:
-                    await table.close("moved", peer)
-                return
+    while not leader.closed and not leader.formed:
+        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
+        if leader.stuck and _order(rounds)[:1] != [rounds.context.peer_id]:
+            await leader.close("moved")

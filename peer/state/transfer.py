@@ -20,6 +20,7 @@ from pydantic import Field
 from peer.layout import state_digest
 from peer.state.store import Store
 from peer.values import Pending
+from swarm.deadline import within
 from swarm.history import Certificate, Digest, Head, HistoryError, Link, Step
 from swarm.identity import PeerId
 from swarm.network import Network
@@ -112,7 +113,7 @@ class Transfer:
         for vector in vectors:
             for chunk in torch.split(vector, CHUNK_VALUES):
                 payload = chunk.numpy().astype("<f4", copy=False).tobytes()
-                await asyncio.wait_for(channel.send(Values(), payload), self._chunk_seconds)
+                await within(channel.send(Values(), payload), self._chunk_seconds)
         await channel.receive(Values, timeout=self._chunk_seconds)  # the receiver's thanks: only now may we hang up
 
     # -- receiver --------------------------------------------------------------------------------------------

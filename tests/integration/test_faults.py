@@ -54,6 +54,10 @@ TERMS = Terms(
     isolation_seconds=60.0,
 )
 STAGES = [stage for stage in Stage if stage is not Stage.COMMITTED]
+DEATHS = [
+    *((role, stage) for role in ("leader", "reducer") for stage in STAGES),
+    *(("client", stage) for stage in (Stage.READY, Stage.GROUPED, Stage.SCATTERED, Stage.VOTED)),  # it reduces nothing
+]
 
 
 @contextlib.asynccontextmanager
@@ -112,8 +116,7 @@ async def until_leading(made: Swarm, culprit: RoundPeer, place: int, given: Mapp
 # -- death ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.value)
-@pytest.mark.parametrize("role", ["leader", "reducer", "client"])
+@pytest.mark.parametrize(("role", "stage"), DEATHS, ids=[f"{role}-{stage.value}" for role, stage in DEATHS])
 async def test_death(tmp_path: Path, role: str, stage: Stage) -> None:
     async def run() -> None:
         async with peers(tmp_path, PEERS - (role == "client"), parameters=300_000) as made:
@@ -128,7 +131,7 @@ async def test_death(tmp_path: Path, role: str, stage: Stage) -> None:
             honest = [peer for peer in made.peers if peer is not victim]
             async with alongside(victim, given[victim.peer_id]):
                 await commit(made, honest, given)
-            assert victim.dead
+                await victim.recorder.until(lambda _: victim.dead)
             link = await commit(made, honest, given)
             assert victim.peer_id not in link.participants
 

@@ -39,19 +39,22 @@ def run(house: House) -> str:
 
 
 class Swarm:
-    """Two peers that stay, and victims that have imported all they need and wait for their turn."""
+    """Three peers that stay, and victims that have imported all they need and wait for their turn.
+
+    Three: when one of them is frozen and a victim leaves, two are still the majority of the last four.
+    """
 
     def __init__(self, house: House, run: str):
         self.house = house
         maddrs = house.bootstrap("bootstrap").maddrs
-        self.staying = [house.peer(name, run, initial_peers=maddrs) for name in ("one", "two")]
+        self.staying = [house.peer(name, run, initial_peers=maddrs) for name in ("one", "two", "three")]
         self._victims = {name: house.hold(name, run, initial_peers=maddrs) for name in VICTIMS}
         for peer in self.staying:
             peer.commits_until(1)
 
     @contextmanager
     def victim(self, name: str) -> Iterator[Peer]:
-        """A peer that has committed with the two; at the end they go on without it."""
+        """A peer that has committed with the three; at the end they go on without it."""
         victim = self._victims[name].release()
         try:
             peer_id = victim.hear("peer started")["peer_id"]
