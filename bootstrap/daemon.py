@@ -35,7 +35,10 @@ def run(settings: BootstrapSettings) -> int:
     """Runs a bootstrap until it is asked to leave; returns the exit code."""
     shutdown = Shutdown()
     shutdown.install()
-    asyncio.run(Bootstrap(settings, shutdown).run())
+    try:
+        asyncio.run(Bootstrap(settings, shutdown).run())
+    finally:
+        shutdown.finish()
     return 0
 
 

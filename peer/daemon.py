@@ -7,6 +7,8 @@ an outer step: work until done or called, hand in the contribution, and start ag
 from __future__ import annotations
 
 import math
+import os
+import sys
 import threading
 import time
 from concurrent import futures
@@ -33,7 +35,7 @@ from peer.tasks import TASKS, build_model, check_vocabulary
 from peer.training import Trainer, choose_device, limit_threads
 from peer.values import LocalResult, RoundResult
 from swarm import logs
-from swarm.errors import DeviceError, NetworkError
+from swarm.errors import DeviceError, ExitCode, NetworkError
 from swarm.identity import Identity
 from swarm.lifecycle import Shutdown
 from swarm.loop import LoopThread
@@ -43,9 +45,11 @@ from swarm.programs import version
 log = structlog.get_logger(__name__)
 
 _LOOK_SECONDS = 0.5
-_FINISH_SECONDS = 4.0  # for the round at hand when we are asked to leave
-_BUSY_SECONDS = _FINISH_SECONDS + 0.5  # for the main thread to notice that we are asked to leave
-_LEAVE_SECONDS = 9.0  # for all of leaving, after which nothing is waited for
+# Asked to leave, we are gone within 10 seconds (docker stop, systemd). These add up, and leave time to save the state.
+_FINISH_SECONDS = 3.0  # for the round at hand
+_BUSY_SECONDS = 3.5  # for the main thread to notice
+_DRAIN_SECONDS = 1.5  # for groupmates to hear how the round ended
+_GOODBYE_SECONDS = 3.5  # for all of ending the network
 _AGAIN_SECONDS = 1.0
 
 
@@ -308,7 +312,7 @@ class Peer:
             os._exit(ExitCode.OK)
 
     def shutdown(self) -> None:
-        """Leaves in order; after a few seconds leaves anyway."""
+        """Leaves in order: the network, in a bounded time, and the state. Once, from whichever thread."""
         with self._stopping:
             if self._phase is not Phase.STOPPED:
                 self._stop()
@@ -317,17 +321,13 @@ class Peer:
         self._event(Event.LEAVE)
         if self._online is not None:
             self._write_last_line()
-        deadline = threading.Timer(_LEAVE_SECONDS, self._kill_children)
-        deadline.daemon = True
-        deadline.start()
-        if self._online is not None:
             try:
-                self._loop.run(self._online.stop(drain_seconds=2.0), timeout=_LEAVE_SECONDS - 3.0)
+                self._loop.run(self._online.stop(_DRAIN_SECONDS), timeout=_GOODBYE_SECONDS)
             except futures.TimeoutError:
                 log.warning("leaving without a proper goodbye")
                 self._kill_children()
         if hasattr(self, "_loop"):
-            self._loop.stop()
+            self._loop.stop(timeout=1.0)
         if hasattr(self, "_batches"):
             self._batches.close()
         if hasattr(self, "_store") and self._store.head.outer_step:
@@ -336,7 +336,6 @@ class Peer:
             log.info("state saved", path=str(path), outer_step=self._store.head.outer_step)
         if hasattr(self, "_journal"):
             self._journal.close()
-        deadline.cancel()
         self._event(Event.STOPPED)
 
     def _write_last_line(self) -> None:

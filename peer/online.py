@@ -32,6 +32,8 @@ from swarm.records import PeerRecord
 
 log = structlog.get_logger(__name__)
 
+_GOODBYE_SECONDS = 1.0
+
 
 def terms_of(manifest: Manifest) -> Terms:
     """What a manifest says of forming groups."""
@@ -128,7 +130,7 @@ class Online:
         """Says goodbye, lets groupmates hear the last outcome, and ends."""
         await self.rounds.drain(drain_seconds)
         try:
-            await asyncio.wait_for(self.watch.say_goodbye(), 2.0)
+            await asyncio.wait_for(self.watch.say_goodbye(), _GOODBYE_SECONDS)
         except asyncio.TimeoutError:
             log.debug("nobody took our goodbye")
         if self.exposition is not None:

@@ -52,6 +52,11 @@ class Shutdown:
         """Why, in the words of whoever asked first; empty before."""
         return self._reason
 
+    @property
+    def signalled(self) -> bool:
+        """Whether a signal came, be it the reason or not."""
+        return self._signals > 0
+
     def wait(self, timeout: float | None = None) -> bool:
         """Waits until asked to leave, for at most `timeout` seconds. Returns whether that is so."""
         return self._event.wait(timeout)

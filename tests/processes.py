@@ -1,4 +1,4 @@
-"""Whole programs for tests: bootstraps and peers as processes, what they say, and proof that nothing of them is left."""
+"""Whole programs for tests: bootstraps and peers as processes, what they say, and that nothing of them is left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 import httpx
 import psutil
@@ -72,6 +72,7 @@ class Program:
     def __init__(self, folder: Path, command: Sequence[str]):
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.name = folder, folder.name
+        self.signalled_at = 0.0
         self.out, self.err = folder / "stdout", folder / "stderr"
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WAGGLE_")}
         with self.out.open("ab") as out, self.err.open("ab") as err:
@@ -116,7 +117,8 @@ class Program:
         return [pid for pid, name in running(self.folder).items() if name == "p2pd"]
 
     def signal(self, signum: signal.Signals) -> None:
-        """Sends a signal."""
+        """Sends a signal. ``signalled_at``: when the last one was sent, in Unix time."""
+        self.signalled_at = time.time()
         self.process.send_signal(signum)
 
     def wait(self, seconds: float) -> int:
@@ -181,6 +183,7 @@ class Peer(Daemon):
     def __init__(self, folder: Path, manifest: str, *flags: str, initial_peers: Sequence[str] = ()):
         folder.mkdir(parents=True)
         self._manifest, self._pipe = manifest, folder / "run.toml"
+        self._writer: TextIO | None = None
         os.mkfifo(self._pipe)
         own = ["--run", str(self._pipe), "--data-dir", str(folder), "--threads", "1", "--device", "cpu"]
         listen = [] if {"--host-maddrs", "--client-mode"} & set(flags) else ["--host-maddrs", LOCAL]
@@ -192,22 +195,35 @@ class Peer(Daemon):
         """Whether it has its manifest."""
         return not self._manifest
 
-    def release(self) -> Peer:
-        """Lets it read its manifest, which is when it begins."""
+    def prepare(self) -> Peer:
+        """Waits until it has imported all it needs and waits for its manifest."""
 
-        def write() -> bool:
+        def open_pipe() -> bool:
             assert self.process.poll() is None, self.words
             try:  # not blocking: a process that died would never open the other end
-                pipe = os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK)
+                self._writer = os.fdopen(os.open(self._pipe, os.O_WRONLY | os.O_NONBLOCK), "w")
             except OSError:
                 return False
-            with os.fdopen(pipe, "w") as file:
-                file.write(self._manifest)
             return True
 
-        until(write, START_SECONDS, f"{self.name} reads its manifest", [self])
+        if self._writer is None:
+            until(open_pipe, START_SECONDS, f"{self.name} waits for its manifest", [self])
+        return self
+
+    def release(self) -> Peer:
+        """Lets it read its manifest, which is when it begins."""
+        self.prepare()
+        assert self._writer is not None
+        with self._writer as writer:
+            writer.write(self._manifest)
         self._manifest = ""
         return self
+
+    def kill(self) -> None:
+        """SIGKILL, if it still runs."""
+        super().kill()
+        if self._writer is not None:
+            self._writer.close()
 
     @property
     def journal(self) -> list[Json]:
@@ -280,7 +296,9 @@ class House:
             else:
                 program.signal(signal.SIGTERM)
         codes = {program.name: program.wait(30) for program in asked}
-        unclean = [one.words for one in asked if isinstance(one, Daemon) and codes[one.name] not in (0, -signal.SIGKILL)]
+        unclean = [
+            one.words for one in asked if isinstance(one, Daemon) and codes[one.name] not in (0, -signal.SIGKILL)
+        ]
         assert not unclean, "\n".join(unclean)
         until(lambda: not running(self.folder), 10, f"nothing is left, but there is {running(self.folder)}")
 
@@ -304,7 +322,7 @@ name = "tiny"
 
 [model]
 type = "gpt2"
-config = { n_layer = 1, n_head = 2, n_embd = 16, n_positions = 32, vocab_size = 257, bos_token_id = 256, \
+config = { n_layer = 1, n_head = 2, n_embd = %(width)d, n_positions = 32, vocab_size = 257, bos_token_id = 256, \
 eos_token_id = 256, resid_pdrop = 0.0, embd_pdrop = 0.0, attn_pdrop = 0.0 }
 
 [tokenizer]
@@ -314,7 +332,7 @@ name = "bytes"
 source = "text"
 paths = ["%(corpus)s"]
 sequence_length = 32
-batch_size = 2
+batch_size = %(batch_size)d
 
 %(optimizers)s
 
@@ -340,12 +358,18 @@ ROUND: Mapping[str, Any] = {
 }
 
 
-def manifest(corpus: Path, average: str = "updates", **rules: Any) -> str:
+def manifest(corpus: Path, average: str = "updates", *, width: int = 16, batch_size: int = 2, **rules: Any) -> str:
     """A run of a model so small that the rest of a peer is all there is; ``rules`` are of [round]."""
     codec = {"gradients": "fp32", "updates": "fp16"}[average]
     lines = {**ROUND, "codec": codec, **rules}
-    text = "\n".join(f"{name} = {json.dumps(value)}" for name, value in lines.items())
-    return MANIFEST % {"corpus": corpus, "average": average, "optimizers": OPTIMIZERS[average], "round": text}
+    return MANIFEST % {
+        "corpus": corpus,
+        "width": width,
+        "batch_size": batch_size,
+        "average": average,
+        "optimizers": OPTIMIZERS[average],
+        "round": "\n".join(f"{name} = {json.dumps(value)}" for name, value in lines.items()),
+    }
 
 
 def write_corpus(path: Path) -> Path:

@@ -17,7 +17,7 @@ from peer.state.files import load_state
 from peer.tasks import build_model
 from swarm.errors import ExitCode
 from swarm.manifest import Manifest
-from tests.processes import START_SECONDS, House, Peer, manifest, running, until, write_corpus
+from tests.processes import COMMIT_SECONDS, START_SECONDS, House, Peer, manifest, running, until, write_corpus
 
 LEAVE_SECONDS = 10.0  # what a peer may take to leave, and it shares two cores with the others here
 VICTIMS = [
@@ -45,10 +45,13 @@ class Swarm:
     """
 
     def __init__(self, house: House, run: str):
-        self.house = house
         maddrs = house.bootstrap("bootstrap").maddrs
-        self.staying = [house.peer(name, run, initial_peers=maddrs) for name in ("one", "two", "three")]
+        self.staying = [house.hold(name, run, initial_peers=maddrs) for name in ("one", "two", "three")]
         self._victims = {name: house.hold(name, run, initial_peers=maddrs) for name in VICTIMS}
+        for peer in self._victims.values():
+            peer.prepare()  # before the others begin to train, which takes all the machine has
+        for peer in self.staying:
+            peer.release()
         for peer in self.staying:
             peer.commits_until(1)
 
@@ -63,9 +66,9 @@ class Swarm:
             assert victim.process.poll() is not None
         finally:
             victim.kill()  # where its test failed, the next one starts without it
-        ended_at = time.time()
-        seconds = until(lambda: self._again(peer_id, ended_at), 60, f"the others go on without {name}", self.staying)
-        print(f"\n{name}: the others commit again after {seconds:.2f} s")
+        since, what = victim.signalled_at, f"the others go on without {name}"
+        seconds = until(lambda: self._again(peer_id, since), COMMIT_SECONDS, what, self.staying)
+        print(f"\n{name}: the others commit again {seconds:.2f} s after the signal")
 
     def _again(self, gone: str, since: float) -> float:
         """Seconds until the first commit without ``gone`` after ``since``; 0.0 while there is none."""
@@ -97,7 +100,9 @@ def alone(house: House, run: str) -> dict[str, Peer]:
     """Peers without a bootstrap that answers, and peers that know nobody; one of each per signal."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
-        nobody = f"/ip4/127.0.0.1/tcp/{unused.getsockname()[1]}/p2p/12D3KooWBVzpKEd2PvND4FrhFzkAjDVXdJpXTDZrbdKg3aqQLaZs"
+        nobody = (
+            f"/ip4/127.0.0.1/tcp/{unused.getsockname()[1]}/p2p/12D3KooWBVzpKEd2PvND4FrhFzkAjDVXdJpXTDZrbdKg3aqQLaZs"
+        )
     peers = {}
     for signum in ("SIGTERM", "SIGINT"):
         for where, maddrs in (("lost", [nobody]), ("lonely", [])):
@@ -148,6 +153,14 @@ def test_leaving_while_alone(alone: dict[str, Peer], signum: signal.Signals) -> 
     assert not (peer.folder / "state.safetensors").exists()
 
 
+def test_leaving_in_the_middle_of_a_long_inner_step(house: House) -> None:
+    run = manifest(house.folder / "corpus.txt", width=3072, batch_size=64)
+    peer = house.peer("busy", run)
+    peer.phase_is("training", START_SECONDS)
+    leaves(peer, signal.SIGTERM)
+    assert peer.said("leaving in the middle of something")
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_leaving_while_training(swarm: Swarm, run: str, signum: signal.Signals) -> None:
     with swarm.victim(f"training-{signum.name}") as peer:
@@ -158,10 +171,10 @@ def test_leaving_while_training(swarm: Swarm, run: str, signum: signal.Signals) 
 
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_leaving_while_averaging(swarm: Swarm, run: str, signum: signal.Signals) -> None:
-    with swarm.victim(f"averaging-{signum.name}") as peer:
-        with swarm.frozen(swarm.staying[0]):  # the round at hand takes longer than a peer that leaves may wait
-            peer.phase_is("averaging")
-            leaves(peer, signum)
+    # Frozen: the round at hand takes longer than a peer that leaves may wait.
+    with swarm.victim(f"averaging-{signum.name}") as peer, swarm.frozen(swarm.staying[0]):
+        peer.phase_is("averaging")
+        leaves(peer, signum)
     check_saved_state(peer, run)
 
 
@@ -194,6 +207,7 @@ def test_a_killed_peer_takes_its_p2pd_along(swarm: Swarm) -> None:
 def test_a_peer_without_its_p2pd_says_so_and_ends(swarm: Swarm, run: str) -> None:
     with swarm.victim("p2pd-killed") as peer:
         [p2pd] = peer.p2pds
+        peer.signalled_at = time.time()
         os.kill(p2pd, signal.SIGKILL)
         assert peer.wait(30) == ExitCode.NETWORK, peer.words
         assert not running(peer.folder)

@@ -1,0 +1,187 @@
+"""What an operator sees of a running peer: metrics, health, status, logs; and how errors end."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.processes import LOCAL, START_SECONDS, House, Peer, manifest, until, write_corpus
+
+STATUS = {
+    "run_id", "peer_id", "maddrs", "phase", "outer_step", "swarm_outer_step", "digest", "loss", "peers", "group_size",
+    "last_commit_timestamp", "examples_per_second", "version",
+}  # fmt: skip
+METRICS = {
+    "waggle_build_info", "waggle_phase", "waggle_peers", "waggle_outer_step", "waggle_swarm_outer_step", "waggle_loss",
+    "waggle_validation_loss", "waggle_group_size", "waggle_last_commit_timestamp_seconds", "waggle_examples",
+    "waggle_rounds", "waggle_round_seconds", "waggle_refusals", "waggle_state_transfers", "waggle_bytes",
+    "waggle_dht_requests", "waggle_records_dropped",
+}  # fmt: skip
+SECRET = re.compile(r"12D3Koo|/ip[46]/|127\.0\.0\.1")
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with House(tmp_path_factory.mktemp("seeing")) as house:
+        yield house
+
+
+@pytest.fixture(scope="module")
+def run(house: House) -> str:
+    return manifest(write_corpus(house.folder / "corpus.txt"), inner_steps=5)
+
+
+@pytest.fixture(scope="module")
+def peers(house: House, run: str) -> list[Peer]:
+    """Two peers that commit: one over IPv4 and QUIC, with p2pd's metrics; the other one in client mode."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        metrics = f"127.0.0.1:{free.getsockname()[1]}"
+    listening = ["--host-maddrs", f"{LOCAL},/ip4/127.0.0.1/udp/0/quic-v1", "--p2pd-metrics", metrics]
+    first = house.hold("listening", run, *listening)
+    client = house.hold("client", run, "--client-mode", initial_peers=first.release().maddrs)
+    client.release()
+    for peer in (first, client):
+        peer.commits_until(3)
+    first.p2pd_metrics = metrics  # type: ignore[attr-defined]  # for the one test that asks
+    return [first, client]
+
+
+def test_metrics_have_the_promised_names_and_nobody_in_a_label(peers: list[Peer]) -> None:
+    families = {one.name: one for one in text_string_to_metric_families(peers[0].get("/metrics").text)}
+    assert set(families) >= METRICS
+    for family in families.values():
+        if family.name.startswith("waggle_"):
+            for sample in family.samples:
+                assert not SECRET.search(" ".join(sample.labels.values())), sample
+    committed = [one for one in families["waggle_rounds"].samples if one.labels.get("outcome") == "committed"]
+    assert committed[0].value >= 3
+    phases = [one for one in families["waggle_phase"].samples if one.value == 1]
+    assert len(phases) == 1
+
+
+def test_health_and_status(peers: list[Peer]) -> None:
+    first, client = peers
+    assert first.get("/healthz").status_code == 200
+    assert first.get("/readyz").status_code == 200
+    status = first.status
+    assert set(status) >= STATUS
+    assert (status["peers"], status["group_size"], status["processes"]) == (1, 2, 2)
+    assert any("/quic-v1/p2p/" in maddr for maddr in status["maddrs"])
+    assert client.status["maddrs"] == []  # in client mode nobody can dial it, and yet it commits
+
+
+def test_waggle_status_shows_a_running_peer(peers: list[Peer]) -> None:
+    command = [sys.executable, "-c", "from waggle.cli import main; main()", "status", "--http", peers[0].url]
+    shown = subprocess.run([*command, "--json"], capture_output=True, text=True, timeout=60, check=True)
+    assert json.loads(shown.stdout)["peer_id"] == peers[0].status["peer_id"]
+    table = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert peers[0].status["run_id"] in table
+
+
+def test_p2pd_shows_its_own_metrics(peers: list[Peer]) -> None:
+    address = peers[0].p2pd_metrics  # type: ignore[attr-defined]  # set by the fixture
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        text = until(lambda: client.get(f"http://{address}/metrics").text, 10, "p2pd's metrics")
+    assert "libp2p_" in text
+
+
+def test_every_log_line_is_one_json_object(peers: list[Peer]) -> None:
+    for peer in peers:
+        lines = peer.err.read_text().splitlines(keepends=True)
+        assert len(lines) > 3
+        for line in lines:
+            if line.endswith("\n"):
+                event = json.loads(line)
+                assert {"event", "level", "logger", "timestamp"} <= set(event), line
+
+
+def test_agreement_of_the_two(peers: list[Peer]) -> None:
+    first, client = ({line["outer_step"]: line["digest"] for line in peer.events("commit")} for peer in peers)
+    common = set(first) & set(client)
+    assert len(common) >= 2
+    assert all(first[step] == client[step] for step in common)
+
+
+def test_ipv6_peers_meet(house: House, run: str) -> None:
+    with socket.socket(socket.AF_INET6) as probe:
+        try:
+            probe.bind(("::1", 0))
+        except OSError:
+            pytest.skip("this machine has no IPv6 loopback")
+    first = house.hold("six", run, "--host-maddrs", "/ip6/::1/tcp/0", "--max-outer-steps", "2")
+    second = house.hold(
+        "seven", run, "--host-maddrs", "/ip6/::1/tcp/0", "--max-outer-steps", "2", initial_peers=first.release().maddrs
+    )
+    second.release()
+    for peer in (first, second):
+        peer.commits_until(2)
+        assert peer.wait(30) == 0, peer.words
+
+
+class Refusal:
+    """A peer that cannot start: its exit code and what its last line says."""
+
+    def __init__(self, code: int, says: str, *flags: str, **manifest_changes: str):
+        self.code, self.says, self.flags, self.changes = code, says, flags, manifest_changes
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(Refusal(2, "1.2.3", "--initial-peers", "/ip4/1.2.3/tcp/1/p2p/12D3Koo"), id="multiaddr"),
+        pytest.param(Refusal(2, "host_maddrs", "--host-maddrs", "/ip4/0.0.0.0/tpc/1"), id="host-multiaddr"),
+        pytest.param(Refusal(3, "round.codec", codec="fp17"), id="manifest"),
+        pytest.param(Refusal(6, "nothing-here", paths="nothing-here-*.txt"), id="data"),
+        pytest.param(Refusal(7, "cuda", "--device", "cuda:7"), id="device"),
+    ],
+)
+def test_what_cannot_work_is_one_line_and_an_exit_code(tmp_path: Path, run: str, case: Refusal) -> None:
+    text = run
+    for name, value in case.changes.items():
+        text = re.sub(
+            rf"^{name} = .*$", f"{name} = {json.dumps([value] if name == 'paths' else value)}", text, flags=re.M
+        )
+    _refused(tmp_path, text, case)
+
+
+def test_corrupt_identity_is_refused_and_kept(tmp_path: Path, run: str) -> None:
+    key = tmp_path / "broken.key"
+    key.write_bytes(b"no key")
+    _refused(tmp_path, run, Refusal(5, "broken.key", "--identity", str(key)))
+    assert key.read_bytes() == b"no key"
+
+
+@pytest.mark.parametrize("what", ["http", "libp2p"])
+def test_occupied_port_is_told(tmp_path: Path, run: str, what: str) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        flags = ["--http", f"127.0.0.1:{port}"] if what == "http" else ["--host-maddrs", f"/ip4/127.0.0.1/tcp/{port}"]
+        _refused(tmp_path, run, Refusal(4, str(port) if what == "http" else "occupied", *flags))
+
+
+def _refused(folder: Path, text: str, case: Refusal) -> None:
+    (folder / "run.toml").write_text(text)
+    command = [
+        sys.executable, "-m", "peer", "--run", str(folder / "run.toml"), "--data-dir", str(folder / "data"),
+        "--http", "127.0.0.1:0", "--no-nat-port-map", "--host-maddrs", LOCAL, "--log-format", "json",
+    ]  # fmt: skip
+    replaced = {flag for flag in case.flags if flag.startswith("--")}
+    for flag in replaced & {"--http", "--host-maddrs"}:
+        at = command.index(flag)
+        del command[at : at + 2]
+    done = subprocess.run([*command, *case.flags], capture_output=True, text=True, timeout=START_SECONDS, check=False)
+    assert done.returncode == case.code, done.stderr
+    assert "Traceback" not in done.stderr
+    assert case.says in done.stderr.splitlines()[-1], done.stderr
