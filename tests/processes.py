@@ -322,7 +322,7 @@ name = "tiny"
 
 [model]
 type = "gpt2"
-config = { n_layer = 1, n_head = 2, n_embd = %(width)d, n_positions = 32, vocab_size = 257, bos_token_id = 256, \
+config = { n_layer = 1, n_head = 2, n_embd = 16, n_positions = 32, vocab_size = 257, bos_token_id = 256, \
 eos_token_id = 256, resid_pdrop = 0.0, embd_pdrop = 0.0, attn_pdrop = 0.0 }
 
 [tokenizer]
@@ -332,7 +332,7 @@ name = "bytes"
 source = "text"
 paths = ["%(corpus)s"]
 sequence_length = 32
-batch_size = %(batch_size)d
+batch_size = 2
 
 %(optimizers)s
 
@@ -358,14 +358,12 @@ ROUND: Mapping[str, Any] = {
 }
 
 
-def manifest(corpus: Path, average: str = "updates", *, width: int = 16, batch_size: int = 2, **rules: Any) -> str:
+def manifest(corpus: Path, average: str = "updates", **rules: Any) -> str:
     """A run of a model so small that the rest of a peer is all there is; ``rules`` are of [round]."""
     codec = {"gradients": "fp32", "updates": "fp16"}[average]
     lines = {**ROUND, "codec": codec, **rules}
     return MANIFEST % {
         "corpus": corpus,
-        "width": width,
-        "batch_size": batch_size,
         "average": average,
         "optimizers": OPTIMIZERS[average],
         "round": "\n".join(f"{name} = {json.dumps(value)}" for name, value in lines.items()),

@@ -153,10 +153,9 @@ def test_leaving_while_alone(alone: dict[str, Peer], signum: signal.Signals) -> 
     assert not (peer.folder / "state.safetensors").exists()
 
 
-def test_leaving_in_the_middle_of_a_long_inner_step(house: House) -> None:
-    run = manifest(house.folder / "corpus.txt", width=3072, batch_size=64)
-    peer = house.peer("busy", run)
-    peer.phase_is("training", START_SECONDS)
+def test_leaving_while_the_main_thread_is_busy(house: House, run: str) -> None:
+    """A long inner step, a download: here the manifest, which does not come."""
+    peer = house.hold("busy", run).prepare()
     leaves(peer, signal.SIGTERM)
     assert peer.said("leaving in the middle of something")
 
