@@ -48,7 +48,7 @@ class PeerSettings(Settings):
     host_maddrs: HostMaddrs = Field(default=["/ip4/0.0.0.0/tcp/0"])
     announce_maddrs: AnnounceMaddrs = Field(default=[])
     data_dir: File = Field(
-        default=Path("~/.waggle"), description="Where identity, committed state and peer cache are kept."
+        default=Path("~/.waggle"), description="Where identity, journal and committed state are kept."
     )
     identity: File | None = Field(
         default=None,

@@ -12,7 +12,7 @@ from swarm.errors import StateError
 
 
 class Journal:
-    """Appends to ``journal.jsonl`` in the data directory. Events: commit, download, validation."""
+    """Appends to ``journal.jsonl`` in the data directory. Events: commit, download, validation, stop."""
 
     def __init__(self, folder: Path, run_id: str):
         self.path = folder / "journal.jsonl"

@@ -30,8 +30,9 @@ REFUSALS = frozenset(
 OUTCOMES = frozenset(
     {
         "committed", "behind", "digest", "full", "run", "weight", "leader-gone", "leader-deadline",
-        "leader-malformed", "member-gone", "exchange-deadline", "votes-lost", "votes-deadline", "too-few",
-        "no-work", "fetch", "cancelled", "over", "moved", "reducer-gone", "reducer-deadline",
+        "leader-malformed", "member-gone", "exchange-deadline", "votes-deadline", "too-few",
+        "no-work", "fetch", "cancelled", "over", "moved", "malformed", "own-gone",
+        "scatter-deadline", "reducer-gone", "reducer-deadline",
         "reducer-unreachable", "reducer-malformed", "reducer-denied", "reducer-shape", "other",
     }
 )  # fmt: skip

@@ -42,7 +42,7 @@ class PeerRecord(Message):
     """What a peer says about itself.
 
     maddrs: where to dial it, without the /p2p part; none in client mode. outer_step, digest, work: its head.
-    group_size: of its last commit. full: it was told that the group has no seat left.
+    group_size: of its last commit.
     """
 
     peer_id: PeerIdField
