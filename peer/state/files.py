@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,7 +34,8 @@ def save_state(path: Path, run_id: str, layout: Layout, state: Pending) -> None:
             os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the first failure is the one to tell
+            temporary.unlink()
         reason = f"{path}: cannot be written ({error.strerror}); free some space or change --data-dir"
         raise StateError(reason) from error
 

@@ -17,11 +17,15 @@ The first link and isolated ones are left out: there nothing is promised (docs/a
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cache
 from itertools import combinations, product
 from typing import NamedTuple
 
 import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, rule
 
 from peer.rounds.messages import Accepted, Voted
 from peer.rounds.verdict import certify, next_ballot, to_finish
