@@ -154,10 +154,11 @@ class Peer:
         assert self._online is not None
         watch = self._online.watch
         fresh = self._phase in (Phase.JOINING, Phase.DOWNLOADING)
-        if not (watch.lagging or (fresh and watch.view.ahead)):
+        if not (watch.lagging or (fresh and self._online.behind)):
             if fresh:
                 self._event(Event.CURRENT)
-                self._validate()
+                if self._store.head.outer_step == 0:  # whoever joins later has a swarm to keep up with
+                    self._validate()
             return True
         if self._phase is not Phase.DOWNLOADING:
             self._event(Event.LAGGING)
@@ -170,7 +171,7 @@ class Peer:
             head = self._store.head
             self._metrics.at_step(head.outer_step)
             self._journal.write("download", outer_step=head.outer_step, digest=head.digest, work=head.work)
-        elif watch.view.ahead:
+        else:
             self._shutdown.wait(_AGAIN_SECONDS)
         return False
 

@@ -6,7 +6,7 @@ The daemon owns one and talks to it from the main thread; everything here runs i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -24,7 +24,7 @@ from peer.state.transfer import Transfer
 from peer.watch import Watch
 from swarm.exposition import Exposition
 from swarm.history import Head, heavier
-from swarm.identity import Identity
+from swarm.identity import Identity, PeerId
 from swarm.manifest import Manifest
 from swarm.network import Network
 from swarm.p2pd import P2PDOptions
@@ -137,10 +137,24 @@ class Online:
             await self.exposition.stop()
         await self.network.stop()
 
+    @property
+    def behind(self) -> bool:
+        """Whether somebody is known to have a heavier state."""
+        return bool(self.watch.view.ahead) or self.rounds.ahead is not None
+
     async def catch_up(self) -> bool:
-        """Adopts a heavier state from whoever has it; whether that worked."""
+        """Adopts a heavier state from whoever has it; whether that worked.
+
+        Who has just refused us is asked first: where outer steps are short, the next one would be over before the
+        records show this one.
+        """
+        told, self.rounds.ahead = self.rounds.ahead, None
+        if told is not None and await self._download([told]):
+            return True
         await self.watch.look()
-        donors = self.watch.view.ahead
+        return await self._download(self.watch.view.ahead)
+
+    async def _download(self, donors: Sequence[PeerId]) -> bool:
         if not donors:
             return False
         found = await self.transfer.catch_up(donors, lambda head: heavier(head, self.store.head))

@@ -204,9 +204,10 @@ class Swarm:
 
     async def meet(self) -> None:
         """Everybody knows everybody, as the daemon's watch of the swarm's records brings about."""
-        pairs = [(one, other) for one in self.live for other in self.live if one is not other and other.network.maddrs]
-        met = await asyncio.gather(*(one.network.dial(other.peer_id, other.network.maddrs) for one, other in pairs))
-        assert all(met)
+        for one in self.live:
+            for other in self.live:
+                if one is not other and other.network.maddrs:
+                    assert await one.network.dial(other.peer_id, other.network.maddrs)
         self.see()
 
     def see(self) -> None:

@@ -175,8 +175,12 @@ class Bootstrap(Daemon):
         super().__init__(folder, [sys.executable, "-m", "bootstrap", *own, *self.flags(), *flags])
 
 
+# python -m peer, once all is imported that it would import when it has read its manifest.
+PEER = "import peer.daemon, transformers.models.gpt2.modeling_gpt2; from peer.command import main; main()"
+
+
 class Peer(Daemon):
-    """``python -m peer``. Its manifest comes through a pipe: what has imported all it needs can wait to be released."""
+    """A peer. Its manifest comes through a pipe: one that has imported all it needs can wait to be released."""
 
     started = "peer started"
 
@@ -188,7 +192,7 @@ class Peer(Daemon):
         own = ["--run", str(self._pipe), "--data-dir", str(folder), "--threads", "1", "--device", "cpu"]
         listen = [] if {"--host-maddrs", "--client-mode"} & set(flags) else ["--host-maddrs", LOCAL]
         met = [word for maddr in initial_peers for word in ("--initial-peers", maddr)]
-        super().__init__(folder, [sys.executable, "-m", "peer", *own, *listen, *met, *self.flags(), *flags])
+        super().__init__(folder, [sys.executable, "-c", PEER, *own, *listen, *met, *self.flags(), *flags])
 
     @property
     def released(self) -> bool:

@@ -11,7 +11,7 @@ BENCH_SECONDS = 30.0
 
 
 class Absences:
-    """Who cannot be reached (``add``), and whose company a round is better off without (``bench``).
+    """Who cannot be reached (``add``), whom a round is better off without (``bench``) or not led by (``demote``).
 
     alone_since: since when no majority of the last participants has been known, in seconds of the monotonic clock.
     """
@@ -20,6 +20,7 @@ class Absences:
         self.alone_since = time.monotonic()
         self._away: dict[PeerId, float] = {}
         self._benched: dict[PeerId, float] = {}
+        self._demoted: dict[PeerId, float] = {}
 
     def add(self, peer: PeerId) -> None:
         """Its stream broke or it cannot be dialled."""
@@ -36,6 +37,15 @@ class Absences:
     def benched(self, peer: PeerId) -> bool:
         """Whether its time on the bench lasts."""
         return self._benched.get(peer, 0.0) > time.monotonic()
+
+    def demote(self, peer: PeerId) -> None:
+        """An attempt that it led came to nothing, whoever's fault that was."""
+        self._demoted[peer] = time.monotonic() + AWAY_SECONDS
+
+    def doubtful(self, peer: PeerId) -> bool:
+        """Whether it is asked to lead only after the others."""
+        now = time.monotonic()
+        return self._away.get(peer, 0.0) > now or self._demoted.get(peer, 0.0) > now
 
     def majority(self) -> None:
         """A majority is here, or nobody is missed: the isolation time starts afresh."""

@@ -15,7 +15,6 @@ import torch
 
 from peer.rounds.assembly import longest_assembly
 from peer.rounds.context import RoundError, compute
-from peer.rounds.exchange import Exchange
 from peer.rounds.gates import check_shape, check_weight
 from peer.rounds.messages import (
     Aborted,
@@ -23,18 +22,17 @@ from peer.rounds.messages import (
     Alive,
     Call,
     Committed,
-    Failed,
     Group,
     Include,
     Progress,
     Ready,
-    Received,
     Refused,
     Voted,
 )
+from peer.rounds.proposal import Proposal
 from peer.rounds.seat import find_seat
-from peer.rounds.verdict import OF_ALL_PARTS, check_ballot, check_finish
-from peer.values import LocalResult, Pending, RoundResult, RoundTimes, Stage
+from peer.rounds.verdict import check_ballot, check_finish
+from peer.values import LocalResult, RoundResult, RoundTimes, Stage
 from swarm.deadline import within
 from swarm.history import Certificate, HistoryError, Link, Vote, check_step
 from swarm.identity import PeerId
@@ -75,7 +73,6 @@ class Attempt:
         self._inbox: asyncio.Queue[Message | WireError] = asyncio.Queue()
         self._group_size = 0
         self._refused: dict[PeerId, str] = {}
-        self._certificate: Certificate | None = None
         self._leader: PeerId | None = None
         self._alone_at = 0.0
         self._marks: dict[Stage, float] = {}
@@ -108,6 +105,8 @@ class Attempt:
                     await self._sit(channel)
                 except Moved as moved:
                     preferred = moved.leader
+                    if preferred is None:
+                        self._rounds.absences.demote(channel.remote)
                     continue
                 return self._result(committed=True)
         except RoundError as error:
@@ -202,7 +201,7 @@ class Attempt:
         if isinstance(message, WireError):
             raise message
         if isinstance(message, Aborted):
-            self._bench(message.culprits)
+            self._aborted(message.culprits)
             raise RoundError(message.reason)
         if isinstance(message, Refused):
             if message.reason in ("moved", "over"):
@@ -210,12 +209,16 @@ class Attempt:
             raise RoundError(message.reason)
         return message
 
-    def _bench(self, culprits: Sequence[PeerId]) -> None:
-        """Those the leader names stay away for a while; it too where it names more than half of the group."""
-        named = {*culprits, self._leader} if 2 * len(culprits) > self._group_size else set(culprits)
+    def _aborted(self, culprits: Sequence[PeerId]) -> None:
+        """Those whom the leader names stay away for a while, and another leads.
+
+        A leader that names more than half of the group is not believed, and stays away itself.
+        """
+        assert self._leader is not None
+        self._rounds.absences.demote(self._leader)
+        named = {self._leader} if 2 * len(culprits) > self._group_size else set(culprits)
         for culprit in named - {self._context.peer_id}:
-            if culprit is not None:
-                self._rounds.absences.bench(culprit)
+            self._rounds.absences.bench(culprit)
 
     # -- until there is a group ------------------------------------------------------------------------------
 
@@ -228,16 +231,7 @@ class Attempt:
                 await asyncio.wait(waiting, timeout=1.0, return_when=asyncio.FIRST_COMPLETED)
                 if self.work in waiting and self.work.done():
                     waiting.discard(self.work)
-                    self._local = await self._gated(self.work.result())
-                    await self._reached(Stage.READY)
-                    promised, accepted = self._rounds.promised, self._rounds.accepted
-                    await channel.send(
-                        Ready(
-                            examples=self._local.examples,
-                            promised=promised,
-                            accepted=accepted[0] if accepted else None,
-                        )
-                    )
+                    await self._say_ready(channel)
                 if message.done():
                     received = message.result()
                     if not isinstance(received, Group) or self._local is None:
@@ -249,6 +243,15 @@ class Attempt:
         finally:
             message.cancel()
             await asyncio.gather(message, return_exceptions=True)
+
+    async def _say_ready(self, channel: Channel) -> None:
+        if self._local is None:  # else we were ready at another table already
+            self._local = await self._gated(self.work.result())
+        await self._reached(Stage.READY)
+        promised, accepted = self._rounds.promised, self._rounds.accepted
+        await channel.send(
+            Ready(examples=self._local.examples, promised=promised, accepted=accepted[0] if accepted else None)
+        )
 
     async def _gated(self, local: LocalResult) -> LocalResult:
         """Our contribution, or one of weight 0 in place of one that the others would have to refuse."""
@@ -297,137 +300,42 @@ class Attempt:
     # -- in the group ----------------------------------------------------------------------------------------
 
     async def _in_group(self, channel: Channel, group: Group) -> None:
-        link: Link | None = None
+        proposal = Proposal(self._rounds, channel, group, self._next, self._reached)
         try:
             if group.finish is not None:
-                link, pending = group.finish, await self._finish(group, group.finish)
+                link, pending = group.finish, await proposal.finish(group.finish)
             else:
-                link, pending = await self._make(channel, group)
+                assert self._local is not None  # whoever is not ready is in no group
+                link, pending = await proposal.make(self._local)
         except RoundError as error:
-            if error.culprit is None and error.reason != "fetch":
+            if error.culprit is None:
                 raise  # it came from the leader
-            await self._give_up(channel, error)
-            await self._outcome(None)
+            await proposal.give_up(error)
+            await self._outcome(proposal, None)
             raise
+        finally:
+            self._refused = proposal.refused
         self._rounds.accepted = (Accepted(ballot=group.ballot, link=link), pending)
         vote = Vote.sign(self._context.identity, group.ballot, link)
         await channel.send(Voted(link=link, vote=vote))
         await self._reached(Stage.VOTED)
-        certificate = await self._outcome(link)
+        certificate = await self._outcome(proposal, link)
         self._rounds.commit(pending, certificate)
         await self._reached(Stage.COMMITTED)
 
-    async def _outcome(self, link: Link | None) -> Certificate:
+    async def _outcome(self, proposal: Proposal, link: Link | None) -> Certificate:
         """Waits for the commit. Raises RoundError: the abort, or "behind" when others committed what we lack."""
         deadlines = self._context.deadlines
         timeout = deadlines.exchange + deadlines.commit + 2 * deadlines.silence
-        while self._certificate is None:
+        certificate = proposal.certificate
+        while certificate is None:
             message = await self._next(timeout)
             if isinstance(message, Committed):
-                self._certificate = message.certificate
-        if link is None or self._certificate.link.hash() != link.hash():
+                certificate = message.certificate
+        if link is None or certificate.link.hash() != link.hash():
             raise RoundError("behind")
         try:
-            check_step(self._head, self._previous, self._certificate)
+            check_step(self._head, self._previous, certificate)
         except HistoryError as error:
             raise RoundError("leader-malformed", self._leader, str(error)) from error
-        return self._certificate
-
-    async def _finish(self, group: Group, link: Link) -> Pending:
-        """The state of a link that an earlier ballot left unfinished."""
-        accepted = self._rounds.accepted
-        if accepted is not None and accepted[0].link.hash() == link.hash():
-            return accepted[1]
-        log.info("completing an earlier ballot", outer_step=link.outer_step, donors=group.donors)
-        donors = [peer for peer in group.donors if peer != self._context.peer_id]
-        try:
-            return await within(self._context.ledger.fetch(link, donors), self._context.deadlines.commit)
-        except (WireError, asyncio.TimeoutError) as error:
-            raise RoundError("fetch", None, repr(error)) from error
-
-    async def _make(self, channel: Channel, group: Group) -> tuple[Link, Pending]:
-        """Exchanges contributions and computes the next state."""
-        assert self._local is not None  # whoever is not ready is in no group
-        exchange = Exchange(self._context, self._head.outer_step, group, self._local.contribution)
-        self._rounds.register(exchange)
-        try:
-            await self._rounds.connect(group)
-            mean, square_norm, included = await self._trade(channel, exchange, group)
-        except BaseException:
-            exchange.abandon()
-            raise
-        pending = await self._context.ledger.propose(mean, square_norm)
-        weights = {member.peer_id: member.examples for member in group.members}
-        participants = {peer: weights[peer] for peer in included}
-        return Link(
-            run_id=self._context.run_id,
-            outer_step=self._head.outer_step + 1,
-            previous=self._head.digest,
-            digest=pending.digest,
-            participants=participants,
-            work=self._head.work + sum(participants.values()),
-            isolated=group.isolated,
-        ), pending
-
-    async def _give_up(self, channel: Channel, error: RoundError) -> None:
-        await channel.send(Failed(reason=error.reason, culprit=error.culprit))
-
-    async def _trade(self, channel: Channel, exchange: Exchange, group: Group) -> tuple[Any, float, list[PeerId]]:
-        """Runs the exchange while the leader's messages are heard.
-
-        Who cannot get the mean is still a reducer for the others, until the leader says how it ended: one failure
-        must not look like many.
-        """
-        included: list[PeerId] = []
-        mean: tuple[Any, float] | None = None
-        trade: asyncio.Future[tuple[Any, float]] | None = asyncio.ensure_future(exchange.trade())
-        reducing = any(member.peer_id == self._context.peer_id and member.reducer for member in group.members)
-        collect = asyncio.ensure_future(exchange.collect_until_deadline()) if reducing else None
-        message = asyncio.ensure_future(self._next())
-        deadlines = self._context.deadlines
-        deadline = time.monotonic() + deadlines.exchange + deadlines.commit + 2 * deadlines.silence
-        try:
-            while True:
-                waiting = {task for task in (trade, collect, message) if task is not None}
-                timeout = max(0.0, deadline - time.monotonic())
-                done, _ = await asyncio.wait(waiting, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
-                if not done:
-                    raise RoundError("leader-deadline", channel.remote)
-                if collect is not None and collect.done():
-                    report = collect.result()
-                    collect = None
-                    await self._reached(Stage.RECEIVED)
-                    await channel.send(Received(refused=dict(report.refused), square_norms=dict(report.square_norms)))
-                if message.done():
-                    received = message.result()
-                    if isinstance(received, Include):
-                        if included:
-                            raise RoundError("leader-malformed", channel.remote, "a second verdict")
-                        included = exchange.include(received.peers)
-                        self._refused = received.refused
-                        for peer, reason in received.refused.items():
-                            if reason in OF_ALL_PARTS:  # the others were counted where they were refused
-                                self._context.listener.refused(peer, reason)
-                        await self._reached(Stage.INCLUDED)
-                    elif isinstance(received, Committed):
-                        self._certificate = received.certificate
-                    message = asyncio.ensure_future(self._next())
-                if trade is not None and trade.done():
-                    failure = trade.exception()
-                    if failure is None:
-                        mean = trade.result()
-                        self._marks[Stage.GATHERED] = time.monotonic()
-                    elif isinstance(failure, RoundError):
-                        await self._give_up(channel, failure)
-                    else:
-                        raise failure
-                    trade = None
-                if self._certificate is not None and trade is None and mean is None:
-                    raise RoundError("behind")  # the others have committed what we could not get
-                if mean is not None and included:  # the mean may overtake the verdict, which is another's message
-                    return *mean, included
-        finally:
-            rest = [task for task in (trade, collect, message) if task is not None]
-            for task in rest:
-                task.cancel()
-            await asyncio.gather(*rest, return_exceptions=True)
+        return certificate

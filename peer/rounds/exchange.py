@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
 import torch
 
@@ -45,7 +46,10 @@ class Exchange:
         self._weights = {member.peer_id: member.examples for member in group.members}
         self._reducers = [member.peer_id for member in group.members if member.reducer]
         self._parts = dict(zip(self._reducers, partition(contribution.numel(), len(self._reducers)), strict=True))
-        self._deadline = time.monotonic() + context.deadlines.exchange
+        deadlines = context.deadlines
+        self._deadline = time.monotonic() + deadlines.exchange
+        self._verdict = asyncio.Event()
+        self._due = self._deadline + 2 * deadlines.silence  # the verdict; after it, the mean
         self._part = self._parts.get(context.peer_id, slice(0, 0))
         self._received: dict[PeerId, torch.Tensor] = {}
         self._norms: dict[PeerId, float] = {}
@@ -155,6 +159,8 @@ class Exchange:
             lacking += [peer for peer in included if self._weights.get(peer) and peer not in self._norms]
         if lacking or not any(self._weights[peer] for peer in included):
             raise RoundError("leader-malformed", self._group.ballot.leader, f"includes {lacking}")
+        self._due = time.monotonic() + self._context.deadlines.commit
+        self._verdict.set()
         if reducing:
             self._context.spawn(self._reduce(included))
         return included
@@ -213,16 +219,36 @@ class Exchange:
             RoundError: a reducer failed; it is named.
         """
         mean = torch.empty_like(self._contribution)
-        trades: list[asyncio.Future[float]] = []
-        trades.extend(asyncio.ensure_future(self._trade(reducer, mean)) for reducer in self._reducers)
+        trades: dict[asyncio.Future[float], PeerId] = {}
+        trades.update((asyncio.ensure_future(self._trade(reducer, mean)), reducer) for reducer in self._reducers)
+        verdict = asyncio.ensure_future(self._verdict.wait())
         try:
-            norms = await asyncio.gather(*trades)
+            await self._all(trades, verdict)
         finally:
-            for one in trades:
+            ends: list[asyncio.Future[Any]] = [*trades, verdict]
+            for one in ends:
                 one.cancel()
-            await asyncio.gather(*trades, return_exceptions=True)
-        await self._context.listener.reached(Stage.GATHERED, self.outer_step)
-        return mean, sum(norms)
+            await asyncio.gather(*ends, return_exceptions=True)
+        return mean, sum(one.result() for one in trades)
+
+    async def _all(self, trades: Mapping[asyncio.Future[float], PeerId], verdict: asyncio.Future[Any]) -> None:
+        """Waits for all trades: until the verdict is due, and then for as long as a mean may take."""
+        pending: set[asyncio.Future[Any]] = set(trades)
+        while pending:
+            waiting = pending if verdict.done() else {*pending, verdict}
+            done, _ = await asyncio.wait(waiting, timeout=_until(self._due), return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                raise self._late([trades[one] for one in pending])
+            for one in done & pending:
+                one.result()
+            pending -= done
+
+    def _late(self, reducers: list[PeerId]) -> RoundError:
+        """Who is to blame when the means of ``reducers`` are not here in time."""
+        if not self._verdict.is_set():
+            return RoundError("leader-deadline", self._group.ballot.leader)
+        ours = self._context.peer_id in reducers or 2 * len(reducers) > len(self._reducers)  # or our own line is slow
+        return RoundError("reducer-deadline", self._context.peer_id if ours else reducers[0])
 
     async def _trade(self, reducer: PeerId, mean: torch.Tensor) -> float:
         part = self._parts[reducer]
@@ -275,11 +301,8 @@ class Exchange:
             await channel.send(Chunk(index=index), payload)
 
     async def _gather(self, channel: Channel, part: slice, mean: torch.Tensor) -> float:
-        deadlines = self._context.deadlines
-        # comes after everyone's contribution and the verdict
-        deadline = self._deadline + deadlines.silence + deadlines.commit
         for index, chunk in enumerate(chunks(part)):
-            message, payload = await channel.receive(Chunk, Denied, timeout=_until(deadline))
+            message, payload = await channel.receive(Chunk, Denied, timeout=None)  # ``trade`` has the deadline
             if isinstance(message, Denied):
                 raise WireError("denied", message.reason)
             if not isinstance(message, Chunk) or message.index != index:
@@ -292,5 +315,5 @@ class Exchange:
 
             if await compute(decode):
                 raise WireError("malformed", "a mean that is not finite")
-        end, _ = await channel.receive(MeanEnd, timeout=_until(deadline))
+        end, _ = await channel.receive(MeanEnd, timeout=None)
         return end.square_norm

@@ -32,18 +32,14 @@ class Failures:
         """Whether somebody failed for certain: nobody else needs to confirm it."""
         return any(accuser == accused for accuser, accused in self.accusations.items())
 
-    def culprits(self, trusted: PeerId) -> list[PeerId]:
-        """See ``blame``."""
-        return blame(self.accusations, trusted)
 
-
-def blame(accusations: Mapping[PeerId, PeerId], trusted: PeerId) -> list[PeerId]:
+def blame(accusations: Mapping[PeerId, PeerId]) -> list[PeerId]:
     """Whom the next attempt is better off without.
 
-    Whoever is gone or admits a failure, whom two name, and whom ``trusted`` names, the leader that asks. One's word
-    against another's proves neither: then those who complain stay away, so that nobody gains by accusing.
+    Whoever is gone or admits a failure, and whom two name. One's word against another's proves neither, be it the
+    leader's own: then those who complain stay away, so that nobody gains by accusing.
     """
     named = Counter(accused for accuser, accused in accusations.items() if accuser != accused)
     blamed = {accuser for accuser, accused in accusations.items() if accuser == accused}
-    blamed |= {accused for accused, times in named.items() if times > 1 or accusations.get(trusted) == accused}
+    blamed |= {accused for accused, times in named.items() if times > 1}
     return sorted(blamed or accusations)

@@ -16,7 +16,7 @@ import structlog
 from peer.rounds.absences import Absences
 from peer.rounds.assembly import Action, Decision, Seat, Table, decide, has_room
 from peer.rounds.context import Context
-from peer.rounds.failures import Failures
+from peer.rounds.failures import Failures, blame
 from peer.rounds.gates import check_weight
 from peer.rounds.members import Members
 from peer.rounds.messages import (
@@ -35,7 +35,7 @@ from peer.rounds.messages import (
     Seated,
     Voted,
 )
-from peer.rounds.verdict import Report, certify, check_ready, include, next_ballot, to_finish
+from peer.rounds.verdict import Report, certify, check_ready, distrusted, include, next_ballot, to_finish
 from swarm.history import Ballot, is_quorum
 from swarm.identity import PeerId
 from swarm.wire import Channel, Message
@@ -127,7 +127,7 @@ class Leader:
         """Sends everyone away, to ``leader`` if there is one."""
         self._closed = self.refuse(reason, leader)
         await self._members.broadcast(self._closed)
-        self._members.end()
+        self._members.wake()  # ``run`` looks up, waits until they have read it, and ends
 
     def _table(self) -> Table:
         return Table(
@@ -147,6 +147,7 @@ class Leader:
         try:
             decision = await self._assemble()
             if decision is None:
+                await self._until_heard()
                 return
             group = self._form(decision)
             try:
@@ -274,6 +275,9 @@ class Leader:
             await self._members.until(take_more, deadlines.alive)
         if reports.keys() != awaited:
             raise self._lost()
+        liars = distrusted(weights, reports)
+        if liars:
+            raise _Abort("reducer-denied", *liars)
         verdict = include(weights, reports, self._context.max_norm_ratio)
         if len(verdict.peers) < self._context.terms.min_group_size:
             raise _Abort("too-few", *verdict.refused)
@@ -312,4 +316,4 @@ class Leader:
             self._failures.add(peer, message.culprit, message.reason, members)
 
     def _lost(self) -> _Abort:
-        return _Abort(self._failures.reason, *self._failures.culprits(self._context.peer_id))
+        return _Abort(self._failures.reason, *blame(self._failures.accusations))

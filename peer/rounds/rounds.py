@@ -14,7 +14,7 @@ from peer.rounds.attempt import Attempt
 from peer.rounds.context import Context
 from peer.rounds.exchange import Exchange
 from peer.rounds.leader import Leader
-from peer.rounds.messages import PART_PROTOCOL, ROUND_PROTOCOL, Accepted, Denied, Group, Join, Part, Refused
+from peer.rounds.messages import PART_PROTOCOL, ROUND_PROTOCOL, Accepted, Denied, Group, Join, Member, Part, Refused
 from peer.values import Pending, RoundResult
 from swarm.deadline import within
 from swarm.history import Ballot, Certificate
@@ -24,6 +24,8 @@ from swarm.wire import StreamChannel
 log = structlog.get_logger(__name__)
 
 _KEPT_EXCHANGES = 4
+_DIALS = 3
+_DIAL_PAUSE_SECONDS = 0.1
 _SOON_SECONDS = 3.0
 """A message may be here before we are where its sender is: this long it waits."""
 
@@ -32,7 +34,7 @@ class Rounds:
     """All methods belong to the network's loop.
 
     promised, accepted: what this peer promised and voted for at the outer step after its head. table: the seats of
-    the attempt under way.
+    the attempt under way. ahead: who refused us because it stands elsewhere: it has what we lack, or we what it lacks.
     """
 
     def __init__(self, context: Context, commit: Callable[[Pending, Certificate], None]):
@@ -41,6 +43,7 @@ class Rounds:
         self.promised: Ballot | None = None
         self.accepted: tuple[Accepted, Pending] | None = None
         self.table: Leader | None = None
+        self.ahead: PeerId | None = None
         self._attempt: Attempt | None = None
         self._commit = commit
         self._view: Mapping[PeerId, Sequence[str]] = {}
@@ -104,7 +107,7 @@ class Rounds:
 
     def forget(self) -> None:
         """The head moved: what was promised for the old one is void."""
-        self.promised, self.accepted = None, None
+        self.promised, self.accepted, self.ahead = None, None, None
         self.absences.majority()
         self.context.spawn(self._notify())
 
@@ -143,9 +146,14 @@ class Rounds:
     async def connect(self, group: Group) -> None:
         """Makes sure that every reducer can be reached before anything is sent."""
         strangers = [one for one in group.members if one.reducer and one.peer_id != self.context.peer_id]
-        await asyncio.gather(
-            *(self.context.network.dial(one.peer_id, one.maddrs, self.context.deadlines.seat) for one in strangers)
-        )
+        await asyncio.gather(*map(self._reach, strangers))
+
+    async def _reach(self, member: Member) -> None:
+        """Dials a groupmate, more than once: where two dial each other at the same time, one of them may fail."""
+        for _ in range(_DIALS):
+            if await self.context.network.dial(member.peer_id, member.maddrs, self.context.deadlines.seat):
+                return
+            await asyncio.sleep(_DIAL_PAUSE_SECONDS)
 
     # -- what others ask -------------------------------------------------------------------------------------
 

@@ -51,7 +51,9 @@ def _order(rounds: Rounds) -> list[PeerId]:
     context = rounds.context
     isolated = time.monotonic() - rounds.absences.alone_since >= context.terms.isolation_seconds
     peers = candidates(context.ledger.participants, rounds.listening, context.peer_id, isolated)
-    return leader_order(context.run_id, context.ledger.head.outer_step, peers)
+    order = leader_order(context.run_id, context.ledger.head.outer_step, peers)
+    absences = rounds.absences
+    return sorted((peer for peer in order if not absences.benched(peer)), key=absences.doubtful)
 
 
 async def _first_seat(rounds: Rounds, order: Sequence[PeerId]) -> Channel | None:
@@ -59,8 +61,6 @@ async def _first_seat(rounds: Rounds, order: Sequence[PeerId]) -> Channel | None
     for peer in order:
         if peer == ourselves:
             return await _lead(rounds)
-        if rounds.absences.benched(peer):
-            continue
         channel = await _ask(rounds, peer)
         if channel is ourselves:
             return await _lead(rounds)
@@ -99,6 +99,8 @@ async def _ask(rounds: Rounds, peer: PeerId, hops: int = 0) -> Channel | PeerId 
         return channel
     channel.close()
     assert isinstance(answer, Refused)
+    if answer.reason in ("behind", "digest"):
+        rounds.ahead = peer
     if answer.reason in ("behind", "digest", "full", "run", "weight"):
         raise RoundError(answer.reason)
     if answer.leader == context.peer_id:

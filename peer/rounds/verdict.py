@@ -32,6 +32,17 @@ class Inclusion:
     refused: Mapping[PeerId, str]
 
 
+def distrusted(weights: Mapping[PeerId, int], reports: Mapping[PeerId, Report]) -> list[PeerId]:
+    """Reducers that refuse more than half of what others contribute: then rather they are wrong themselves."""
+    senders = {peer for peer, examples in weights.items() if examples}
+    found = []
+    for reducer, report in reports.items():
+        others = senders - {reducer}
+        if len(others) > 1 and 2 * len(others & report.refused.keys()) > len(others):
+            found.append(reducer)
+    return sorted(found)
+
+
 def include(weights: Mapping[PeerId, int], reports: Mapping[PeerId, Report], max_norm_ratio: float) -> Inclusion:
     """All or nothing: a contribution refused for one part is refused for all."""
     refused: dict[PeerId, str] = {}

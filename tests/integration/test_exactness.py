@@ -179,9 +179,7 @@ async def test_mean_of_one_round_is_the_gradient_over_all_examples(
         means = [-peer.parameters.double() for peer in peers]
     assert all(torch.equal(mean, means[0]) for mean in means)
     error = max(distance(means[0], one) for one in (single, exact))
-    print(
-        f"{codec}: relative error of the mean, by norms: {error:.2e}; that of one process: {distance(single, exact):.2e}"
-    )
+    print(f"{codec}: relative error by norms: {error:.2e}; that of one process: {distance(single, exact):.2e}")
     # fp32: a few roundings of 2**-24. fp16: 2**-11 per value, once for a contribution and once for the mean, which
     # is what a norm can be off by at most; rounding errors of ten peers partly cancel.
     assert error <= (1e-6 if codec == "fp32" else 2 * 2**-11)

@@ -496,23 +496,36 @@ async def test_another_run_and_old_steps_are_refused(tmp_path: Path) -> None:
             given, target = contributions(made), made.peers[0]
             genesis = target.store.head.digest
             await commit(made, made.peers, given)
-            old = Ballot(number=1, leader=made.ordered(0)[0].peer_id)
+            old = next(iter(target.rounds._exchanges.values())).ballot
+            groupmate = made.peers[1].network
             join = Join(run_id="other@0123456789abcdef", outer_step=1, digest=target.store.head.digest, maddrs=[])
             part = Part(run_id="other@0123456789abcdef", outer_step=1, ballot=old, examples=1, values=250)
             ours = {"run_id": made.peers[0].rounds.context.run_id}
             asked = [
                 (ROUND_PROTOCOL, join, Refused, "run"),
                 (PART_PROTOCOL, part, Denied, "run"),
-                (ROUND_PROTOCOL, join.model_copy(update={**ours, "outer_step": 0, "digest": genesis}), Refused, "behind"),
+                (
+                    ROUND_PROTOCOL,
+                    join.model_copy(update={**ours, "outer_step": 0, "digest": genesis}),
+                    Refused,
+                    "behind",
+                ),
                 (ROUND_PROTOCOL, join.model_copy(update={**ours, "digest": "f" * 64}), Refused, "digest"),
-                (PART_PROTOCOL, part.model_copy(update={**ours, "outer_step": 0}), Denied, "replay"),
-            ]  # fmt: skip
+                (PART_PROTOCOL, part.model_copy(update=ours), Denied, "replay"),
+                (PART_PROTOCOL, part.model_copy(update={**ours, "outer_step": 0}), Denied, "stranger"),
+            ]
             for protocol, message, kind, reason in asked:
                 answer = await ask(network, target.peer_id, protocol, message)
                 assert isinstance(answer, kind)
                 assert answer.reason == reason
             counted = [reason for peer, reason in target.recorder.refusals if peer == network.peer_id]
-            assert counted == ["run", "run", "digest", "replay"]
+            assert counted == ["run", "run", "digest", "replay", "stranger"]
+            answer = await ask(
+                groupmate, target.peer_id, PART_PROTOCOL, part.model_copy(update={**ours, "outer_step": 0})
+            )
+            assert isinstance(answer, Denied)
+            assert answer.reason == "replay"
+            assert target.recorder.refusals[-1] == (groupmate.peer_id, "replay")
             await commit(made, made.peers, given)
 
     await asyncio.wait_for(run(), SECONDS)

@@ -81,7 +81,9 @@ def forgetful_of(table: Table) -> set[str]:
 
 @settings(max_examples=400)
 @given(tables, some_terms, nows)
-def test_a_group_is_large_enough_ready_and_has_a_majority_or_is_isolated(table: Table, terms: Terms, now: float) -> None:
+def test_a_group_is_large_enough_ready_and_has_a_majority_or_is_isolated(
+    table: Table, terms: Terms, now: float
+) -> None:
     decision = decide(table, terms, now)
     if decision.action is not Action.FORM:
         assert decision.members == frozenset()
@@ -185,7 +187,7 @@ def test_isolation_is_said_wherever_it_is_used(table: Table, terms: Terms, now: 
         ),
         # a target batch: the sum of the work counts
         pytest.param(a_table(seated(0, 1, ready=None, examples=50), [0, 1]), BATCH, 0.0, Action.CALL, id="batch-done"),
-        pytest.param(a_table(seated(0, 1, ready=None, examples=49), [0, 1]), BATCH, 99.0, "working", id="batch-not-done"),
+        pytest.param(a_table(seated(0, 1, ready=None, examples=49), [0, 1]), BATCH, 99.0, "working", id="not-done"),
         pytest.param(a_table(seated(0, 1, examples=1), [0, 1]), BATCH, 0.0, Action.FORM, id="all-did-what-they-may"),
         pytest.param(
             a_table(seated(0, 1, ready=None, examples=50), [0, 1, 2]), BATCH, 1.0, "absent", id="batch-done-one-absent"
@@ -194,9 +196,9 @@ def test_isolation_is_said_wherever_it_is_used(table: Table, terms: Terms, now: 
         pytest.param(
             a_table(seated(0) | seated(1, ready=None), [0, 1], called_at=40.0), TERMS, 49.9, "assembling", id="called"
         ),
-        pytest.param(a_table(seated(0, 1), [0, 1], called_at=40.0), TERMS, 40.0, Action.FORM, id="called-and-all-ready"),
+        pytest.param(a_table(seated(0, 1), [0, 1], called_at=40.0), TERMS, 40.0, Action.FORM, id="called-all-ready"),
         pytest.param(
-            a_table(seated(0) | seated(1, ready=None), [0, 1], called_at=40.0), TERMS, 50.0, "company", id="too-few-ready"
+            a_table(seated(0) | seated(1, ready=None), [0, 1], called_at=40.0), TERMS, 50.0, "company", id="too-few"
         ),
         pytest.param(
             a_table(seated(0, 5) | seated(1, ready=None), [0, 1], called_at=40.0),

@@ -20,7 +20,9 @@ SMALLEST = 2.0**-149  # the least float32 above zero
 codecs = pytest.mark.parametrize("codec", [make() for make in CODECS.values()], ids=list(CODECS))
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
 # Single values, a whole range of magnitudes in one vector, and the edges.
-edges = st.sampled_from([0.0, -0.0, SMALLEST, -SMALLEST, 2.0**-126, 1e-38, 1e38, -1e38, LARGEST, -LARGEST, 1.0, 65504.0])
+edges = st.sampled_from(
+    [0.0, -0.0, SMALLEST, -SMALLEST, 2.0**-126, 1e-38, 1e38, -1e38, LARGEST, -LARGEST, 1.0, 65504.0]
+)
 vectors = hnp.arrays(np.float32, st.integers(0, 40), elements=finite | edges)
 
 

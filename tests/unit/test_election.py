@@ -33,7 +33,9 @@ def test_who_is_missing_changes_nothing_for_the_others(peers: set[str], outer_st
 
 
 def test_another_process_computes_the_same_order() -> None:
-    code = "import sys; from peer.rounds.election import leader_order; print(*leader_order(sys.argv[1], 7, sys.argv[2:]))"
+    code = (
+        "import sys; from peer.rounds.election import leader_order; print(*leader_order(sys.argv[1], 7, sys.argv[2:]))"
+    )
     command = [sys.executable, "-R", "-c", code, RUN_ID, *PEERS]
     said = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
     assert said == leader_order(RUN_ID, 7, PEERS)

@@ -58,7 +58,9 @@ def test_a_contribution_is_flat_float32_of_the_parameters() -> None:
 # -- weights -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("examples, reason", [(0, ""), (1, ""), (80, ""), (81, "weight"), (-1, "weight"), (10**9, "weight")])
+@pytest.mark.parametrize(
+    "examples, reason", [(0, ""), (1, ""), (80, ""), (81, "weight"), (-1, "weight"), (10**9, "weight")]
+)
 def test_a_weight_is_at_most_what_the_manifest_allows(examples: int, reason: str) -> None:
     assert check_weight(examples, 80) == reason
 

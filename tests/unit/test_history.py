@@ -68,7 +68,9 @@ def a_chain(*participants: dict[int, int], run_id: str = RUN_ID) -> list[Certifi
 
 
 @given(groups, some, some)
-def test_any_two_quorums_of_the_same_acceptors_share_a_peer(acceptors: set[str], one: set[str], other: set[str]) -> None:
+def test_any_two_quorums_of_the_same_acceptors_share_a_peer(
+    acceptors: set[str], one: set[str], other: set[str]
+) -> None:
     if is_quorum(acceptors, one) and is_quorum(acceptors, other):
         assert one & other & acceptors
 
@@ -83,7 +85,9 @@ def test_a_quorum_remembers_every_earlier_majority(
 
 
 @given(groups, some, some)
-def test_strangers_do_not_count_and_company_does_not_hurt(acceptors: set[str], here: set[str], forgetful: set[str]) -> None:
+def test_strangers_do_not_count_and_company_does_not_hurt(
+    acceptors: set[str], here: set[str], forgetful: set[str]
+) -> None:
     assert is_quorum(acceptors, here, forgetful) == is_quorum(acceptors, here & acceptors, forgetful)
     if is_quorum(acceptors, here, forgetful):
         assert is_quorum(acceptors, here | acceptors, forgetful)
@@ -118,7 +122,9 @@ LATE, SOON = 60.0, 59.9
         pytest.param([0, 1, 2], [0, 1, 2], 0.0, [], True, "", [0, 1, 2], False, id="everyone"),
         pytest.param([0, 1, 2], [0, 1], 0.0, [], True, "", [0, 1, 2], False, id="a-majority"),
         pytest.param([0, 1, 2], [0, 1, 7], 0.0, [], True, "", [0, 1, 2], False, id="a-majority-and-a-newcomer"),
-        pytest.param([0, 1, 2], [0, 7, 8], SOON, [], False, "majority", [0, 1, 2], False, id="newcomers-are-no-majority"),
+        pytest.param(
+            [0, 1, 2], [0, 7, 8], SOON, [], False, "majority", [0, 1, 2], False, id="newcomers-are-no-majority"
+        ),
         pytest.param([0, 1, 2], [0, 7, 8], LATE, [], True, "", [0, 7, 8], True, id="isolated-in-time"),
         pytest.param([0, 1, 2], [7, 8], LATE, [], True, "", [7, 8], True, id="isolated-without-anybody-of-before"),
         pytest.param([0, 1, 2], [0], LATE, [], False, "company", [0], False, id="isolation-needs-company-too"),
@@ -219,9 +225,9 @@ def test_only_valid_votes_of_different_peers_count(forged: set[int], voters: set
     link = a_chain({0: 1})[0].link
     other = link.model_copy(update={"work": link.work + 1})
     good = [Vote.sign(identity(number), BALLOT, link) for number in voters]
-    bad = [
-        Vote.sign(identity(number), BALLOT, other).signature for number in forged
-    ] + [Vote.sign(identity(number), Ballot(number=2, leader=PEERS[0]), link).signature for number in forged]  # fmt: skip
+    later = Ballot(number=2, leader=PEERS[0])
+    bad = [Vote.sign(identity(number), BALLOT, other).signature for number in forged]
+    bad += [Vote.sign(identity(number), later, link).signature for number in forged]
     forgeries = [Vote(voter=PEERS[number], signature=signature) for number, signature in zip(forged, bad, strict=False)]
     stolen = [Vote(voter=PEERS[number + 6], signature=good[0].signature) for number in forged]
     certificate = Certificate(link=link, ballot=BALLOT, votes=[*forgeries, *good, *good, *stolen])
@@ -277,7 +283,9 @@ def signed_by(chain: list[Certificate], index: int, *voters: int) -> list[Certif
         pytest.param(lambda chain: [chain[0], chain[2]], "does not continue", id="a-link-left-out"),
         pytest.param(lambda chain: [chain[0], chain[0]], "does not continue", id="a-link-twice"),
         pytest.param(lambda chain: damaged(chain, 1, work=11), "counts its work wrongly", id="too-much-work"),
-        pytest.param(lambda chain: damaged(chain, 1, participants={PEERS[0]: 1}), "counts its work", id="less-work-done"),
+        pytest.param(
+            lambda chain: damaged(chain, 1, participants={PEERS[0]: 1}), "counts its work", id="less-work-done"
+        ),
         pytest.param(lambda chain: signed_by(chain, 1, 2, 3, 4), "signed by 0 of 3", id="signed-by-strangers"),
         pytest.param(lambda chain: signed_by(chain, 1, 0, 3, 4), "signed by 1 of 3", id="signed-by-too-few"),
         pytest.param(lambda chain: signed_by(chain, 1, 0, 0, 0), "signed by 1 of 3", id="signed-often-by-one"),

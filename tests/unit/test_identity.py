@@ -88,7 +88,7 @@ def test_a_place_where_no_file_can_be_is_named(tmp_path: Path) -> None:
 def test_a_link_to_nowhere_is_named(tmp_path: Path) -> None:
     path = tmp_path / "identity.key"
     path.symlink_to(tmp_path / "lost.key")
-    with pytest.raises(IdentityError, match="identity.key"):
+    with pytest.raises(IdentityError, match=r"identity\.key"):
         Identity.load_or_create(path)
     assert list(tmp_path.iterdir()) == [path]
 

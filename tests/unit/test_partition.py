@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +30,7 @@ def test_large_vectors_are_cut_exactly(values: int, parts: int) -> None:
     cut = partition(values, parts)
     assert sum(one.stop - one.start for one in cut) == values
     assert (cut[0].start, cut[-1].stop) == (0, values)
-    assert all(one.stop == other.start for one, other in zip(cut, cut[1:], strict=False))
+    assert all(one.stop == other.start for one, other in itertools.pairwise(cut))
 
 
 @given(st.integers(0, 300), st.integers(0, 300), st.integers(1, 100))

@@ -246,7 +246,10 @@ def test_the_guard_refuses_forgeries() -> None:
     expires = time.time() + 30
     good = sealed(expires=expires)
     assert guarded(dumps(good), subkey(PEERS[1]), expires) == (False, ["owner"])
-    assert guarded(dumps(sealed(expires=expires, signer=identity(1))), subkey(PEERS[0]), expires) == (False, ["signature"])
+    assert guarded(dumps(sealed(expires=expires, signer=identity(1))), subkey(PEERS[0]), expires) == (
+        False,
+        ["signature"],
+    )
     assert guarded(dumps(good), subkey(PEERS[0]), expires + 1000) == (False, ["lifetime"]), "it would outlive the owner"
     assert guarded(dumps("hello"), subkey(PEERS[0]), expires) == (False, ["malformed"])
     assert guarded(b"\xc1", subkey(PEERS[0]), expires) == (False, ["malformed"])

@@ -157,7 +157,9 @@ def test_the_link_of_the_highest_ballot_is_finished(accepted: dict[str, Accepted
         pytest.param(a_link(previous=digest("x")), "malformed", id="another-past"),
         pytest.param(a_link(work=125), "malformed", id="too-much-work"),
         pytest.param(a_link(run_id="other@0"), "run", id="another-run"),
-        pytest.param(a_link(participants={PEERS[0]: MOST + 1}, work=HEAD.work + MOST + 1), "weight", id="absurd-weight"),
+        pytest.param(
+            a_link(participants={PEERS[0]: MOST + 1}, work=HEAD.work + MOST + 1), "weight", id="absurd-weight"
+        ),
     ],
 )
 def test_a_link_that_nobody_can_have_accepted_is_not_finished(link: Link, reason: str) -> None:
@@ -183,7 +185,9 @@ def test_what_a_member_says_it_promised_must_be_possible() -> None:
 
 
 @given(some, some, some, st.booleans())
-def test_a_certificate_needs_a_quorum_and_holds(previous: set[int], voters: set[int], forgot: set[int], isolated: bool) -> None:
+def test_a_certificate_needs_a_quorum_and_holds(
+    previous: set[int], voters: set[int], forgot: set[int], isolated: bool
+) -> None:
     link = a_link(isolated=isolated)
     before = {PEERS[number]: 1 for number in previous} or None
     forgetful = [PEERS[number] for number in forgot]

@@ -13,6 +13,7 @@ import msgpack
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from pydantic import Field
 
 from swarm.wire import (
     MAX_HEADER_BYTES,
@@ -38,8 +39,8 @@ class Greeting(Message):
     ratio: float = 0.0
     blob: bytes = b""
     flag: bool = False
-    names: list[str] = []
-    table: dict[str, int] = {}
+    names: list[str] = Field(default_factory=list)
+    table: dict[str, int] = Field(default_factory=dict)
     inner: Greeting | None = None
 
 
@@ -70,7 +71,10 @@ greetings = st.builds(lambda one, inner: one.model_copy(update={"inner": inner})
 async def connected(traffic: Any = no_traffic) -> AsyncIterator[tuple[StreamChannel, StreamChannel]]:
     """Two channels at the ends of one socket pair."""
     async with streams() as ((reader, writer), (other_reader, other_writer)):
-        yield StreamChannel(PEERS[1], reader, writer, traffic), StreamChannel(PEERS[0], other_reader, other_writer, traffic)
+        yield (
+            StreamChannel(PEERS[1], reader, writer, traffic),
+            StreamChannel(PEERS[0], other_reader, other_writer, traffic),
+        )
 
 
 @contextlib.asynccontextmanager
