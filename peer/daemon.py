@@ -51,6 +51,7 @@ _BUSY_SECONDS = 3.5  # for the main thread to notice
 _DRAIN_SECONDS = 1.5  # for groupmates to hear how the round ended
 _GOODBYE_SECONDS = 3.5  # for all of ending the network
 _AGAIN_SECONDS = 1.0
+_FAREWELL_SECONDS = 10.0
 
 
 def run(settings: PeerSettings) -> int:
@@ -130,10 +131,20 @@ class Peer:
         while not self._shutdown.requested and not self._finished:
             if self._up_to_date():
                 self._outer_step()
+        self._wait_for_the_others()
         if not self._shutdown.requested:
             self._shutdown.request("all outer steps done")
         elif self._shutdown.reason == "p2pd ended":
             raise NetworkError("p2pd ended unexpectedly; see the lines above, and start the peer again")
+
+    def _wait_for_the_others(self) -> None:
+        """Who missed our last commit needs somebody to get it from: all may be about to leave."""
+        assert self._online is not None
+        deadline = time.monotonic() + _FAREWELL_SECONDS
+        while not self._shutdown.requested and time.monotonic() < deadline:
+            if not self._loop.run(self._online.watch.look(), timeout=30.0).missing:
+                return
+            self._shutdown.wait(_LOOK_SECONDS)
 
     @property
     def _finished(self) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import time
@@ -26,15 +27,20 @@ class Journal:
             ) from error
 
     def write(self, event: str, **fields: Any) -> None:
-        """One event, flushed. A float that is not finite becomes null."""
+        """One event, flushed. A float that is not finite becomes null. Raises StateError: the disk is full."""
         values = {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in fields.items()
         }
         line = {"event": event, "time": round(time.time(), 3), "run_id": self._run_id, **values}
-        self._file.write(json.dumps(line) + "\n")
-        self._file.flush()
+        try:
+            self._file.write(json.dumps(line) + "\n")
+            self._file.flush()
+        except OSError as error:
+            reason = f"{self.path}: cannot be written ({error.strerror}); free some space or change --data-dir"
+            raise StateError(reason) from error
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with contextlib.suppress(OSError):  # a line that could not be written, and ``write`` has said so
+            self._file.close()

@@ -20,7 +20,8 @@ class SwarmView:
 
     phases: how many peers are in which. outer_step: where most peers stand (the highest of equals). companions:
     peers at our head that can be dialled, with their addresses. ahead: peers whose history is heavier than ours,
-    the heaviest first. forked: whether somebody is where we have been, with another digest.
+    the heaviest first. forked: whether somebody is where we have been, with another digest. missing: how many peers
+    have yet to make the newest outer step that we made.
     """
 
     peers: int = 0
@@ -29,6 +30,7 @@ class SwarmView:
     companions: Mapping[PeerId, Sequence[str]] = field(default_factory=dict)
     ahead: Sequence[PeerId] = ()
     forked: bool = False
+    missing: int = 0
     reachable: Mapping[PeerId, Sequence[str]] = field(default_factory=dict)
 
 
@@ -58,5 +60,6 @@ def view(
         companions={peer: maddrs for peer, maddrs in reachable.items() if claims[peer] == head},
         ahead=[peer for one in ahead for peer in by_head[one]],
         forked=any(past.get(claim.outer_step, claim.digest) != claim.digest for claim in claims.values()),
+        missing=sum(claim.outer_step == head.outer_step - 1 for claim in claims.values()),
         reachable=reachable,
     )

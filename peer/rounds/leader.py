@@ -15,38 +15,27 @@ import structlog
 
 from peer.rounds.absences import Absences
 from peer.rounds.assembly import Action, Decision, Seat, Table, decide, has_room
+from peer.rounds.conduct import Abort, Conduct
 from peer.rounds.context import Context
-from peer.rounds.failures import Failures, blame
 from peer.rounds.gates import check_weight
 from peer.rounds.members import Members
 from peer.rounds.messages import (
     Aborted,
     Call,
-    Committed,
-    Failed,
     Group,
-    Include,
     Join,
     Member,
     Progress,
     Ready,
-    Received,
     Refused,
     Seated,
-    Voted,
 )
-from peer.rounds.verdict import Report, certify, check_ready, distrusted, include, next_ballot, to_finish
-from swarm.history import Ballot, is_quorum
+from peer.rounds.verdict import check_ready, next_ballot, to_finish
+from swarm.history import Ballot
 from swarm.identity import PeerId
 from swarm.wire import Channel, Message
 
 log = structlog.get_logger(__name__)
-
-
-class _Abort(Exception):  # noqa: N818  # how an attempt may end, not an error
-    def __init__(self, reason: str, *culprits: PeerId):
-        super().__init__(reason)
-        self.reason, self.culprits = reason, culprits
 
 
 class Leader:
@@ -69,7 +58,6 @@ class Leader:
         self._closed: Refused | None = None
         self._formed = False
         self._waiting_for = ""
-        self._failures = Failures()
 
     @property
     def outer_step(self) -> int:
@@ -152,10 +140,8 @@ class Leader:
             group = self._form(decision)
             try:
                 await self._members.broadcast(group)
-                if group.finish is None:
-                    await self._decide_inclusion(group)
-                await self._collect_votes(group)
-            except _Abort as abort:
+                await self._conduct(group).run()
+            except Abort as abort:
                 log.info("round aborted", reason=abort.reason, culprits=abort.culprits)
                 await self._members.broadcast(Aborted(reason=abort.reason, culprits=list(abort.culprits)))
             await self._until_heard()
@@ -163,6 +149,10 @@ class Leader:
             heart.cancel()
             self._closed = self._closed or self.refuse("over")
             self._members.end()
+
+    def _conduct(self, group: Group) -> Conduct:
+        forgetful = [peer for peer, seat in self._seats.items() if seat.forgetful]
+        return Conduct(self._context, self._members, self._absences, group, self._previous, forgetful)
 
     async def _until_heard(self) -> None:
         """Members hang up when they have read the outcome; closing before that could lose it on the way."""
@@ -249,71 +239,3 @@ class Leader:
             finish=finish[0] if finish else None,
             donors=finish[1] if finish else [],
         )
-
-    # -- with a group ----------------------------------------------------------------------------------------
-
-    async def _decide_inclusion(self, group: Group) -> None:
-        weights = {member.peer_id: member.examples for member in group.members}
-        awaited = {member.peer_id for member in group.members if member.reducer}
-        reports: dict[PeerId, Report] = {}
-
-        def take(peer: PeerId, message: Message | None) -> bool:
-            if isinstance(message, Received) and peer in awaited:
-                reports[peer] = Report(message.refused, message.square_norms)
-            self._note_failure(group, peer, message)
-            return reports.keys() == awaited or bool(self._failures.accusations)
-
-        def take_more(peer: PeerId, message: Message | None) -> bool:
-            take(peer, message)
-            return reports.keys() == awaited or self._failures.certain
-
-        deadlines = self._context.deadlines
-        if not await self._members.until(take, deadlines.exchange + deadlines.silence):
-            raise _Abort("exchange-deadline", *sorted(awaited - reports.keys()))
-        if reports.keys() != awaited and not self._failures.certain:
-            # One's word against another's: give the others time to say the same, or to report after all.
-            await self._members.until(take_more, deadlines.alive)
-        if reports.keys() != awaited:
-            raise self._lost()
-        liars = distrusted(weights, reports)
-        if liars:
-            raise _Abort("reducer-denied", *liars)
-        verdict = include(weights, reports, self._context.max_norm_ratio)
-        if len(verdict.peers) < self._context.terms.min_group_size:
-            raise _Abort("too-few", *verdict.refused)
-        if not any(weights[peer] for peer in verdict.peers):
-            raise _Abort("no-work")
-        await self._members.broadcast(Include(peers=sorted(verdict.peers), refused=dict(verdict.refused)))
-
-    async def _collect_votes(self, group: Group) -> None:
-        votes: dict[PeerId, Voted] = {}
-        forgetful = [peer for peer, seat in self._seats.items() if seat.forgetful]
-        members = {member.peer_id for member in group.members}
-        acceptors = members if self._previous is None or group.isolated else set(self._previous)
-
-        def take(peer: PeerId, message: Message | None) -> bool:
-            if isinstance(message, Voted):
-                votes[peer] = message
-                return certify(votes, group.ballot, self._previous, forgetful) is not None
-            self._note_failure(group, peer, message)
-            lost = self._failures.accusations.keys() - votes.keys()
-            if lost and not is_quorum(acceptors, members - lost, forgetful):
-                raise self._lost()
-            return False
-
-        await self._members.until(take, self._context.deadlines.commit + self._context.deadlines.silence)
-        certificate = certify(votes, group.ballot, self._previous, forgetful)
-        if certificate is None:
-            raise _Abort("votes-deadline", *sorted(members - votes.keys()))
-        await self._members.broadcast(Committed(certificate=certificate))
-
-    def _note_failure(self, group: Group, peer: PeerId, message: Message | None) -> None:
-        members = [member.peer_id for member in group.members]
-        if message is None:
-            self._absences.add(peer)
-            self._failures.add(peer, None, "member-gone", members)
-        elif isinstance(message, Failed):
-            self._failures.add(peer, message.culprit, message.reason, members)
-
-    def _lost(self) -> _Abort:
-        return _Abort(self._failures.reason, *blame(self._failures.accusations))

@@ -54,6 +54,9 @@ def load_state(path: Path, run_id: str, layout: Layout) -> Pending:
         raise StateError(f"{path}: not a readable state ({error})") from error
     if metadata.get("run_id") != run_id:
         raise StateError(f"{path}: a state of {metadata.get('run_id')}, not of {run_id}")
+    strange = {str(value.dtype) for value in tensors.values()} - {"torch.float32"}
+    if strange:
+        raise StateError(f"{path}: not a state of this model (values of {', '.join(sorted(strange))})")
     try:
         flat = torch.cat([tensors[f"parameters.{name}"].reshape(-1) for name, _ in layout.shapes])
         slots = {name[6:]: value for name, value in tensors.items() if name.startswith("slots.")}

@@ -1,129 +1,292 @@
-"""Local work: gradients add up to the mean over the union of batches, updates to committed minus local."""
+"""Local work: gradients that add up to those of the whole batch, updates that are what the optimizer moved."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
-from typing import Any
+from itertools import count
 
 import pytest
 import torch
 from torch import nn
 
-from peer.layout import Layout, read_parameters
-from peer.training import Trainer, choose_device
+from peer.layout import read_gradients, read_parameters, write_parameters
+from peer.tasks import TASKS, build_model
+from peer.training import Trainer, choose_device, inner_optimizer, limit_threads
 from peer.values import Batch, Cursor
 from swarm.manifest import Manifest
 
-BATCH = 4
-BASE: dict[str, Any] = {
-    "waggle": 1,
-    "name": "training",
-    "model": {"type": "gpt2", "config": {}},
-    "tokenizer": {"name": "bytes"},
-    "data": {"source": "stdlib", "sequence_length": 8, "batch_size": BATCH},
-}
-GRADIENTS = {"outer": {"optimizer": "sgd", "learning_rate": 1.0}, "round": {"average": "gradients", "inner_steps": 3}}
-UPDATES = {
-    "inner": {"optimizer": "sgd", "learning_rate": 0.1},
-    "round": {"average": "updates", "inner_steps": 3},
-}
+LOSS = TASKS["causal-lm"].loss
+CPU = torch.device("cpu")
+LENGTH, BATCH_SIZE = 12, 3
+
+COMMON = f"""
+waggle = 1
+name = "training"
+[model]
+type = "gpt2"
+[model.config]
+n_layer = 1
+n_head = 2
+n_embd = 16
+n_positions = 16
+vocab_size = 257
+bos_token_id = 256
+eos_token_id = 256
+resid_pdrop = 0.0
+embd_pdrop = 0.0
+attn_pdrop = 0.0
+[tokenizer]
+name = "bytes"
+[data]
+source = "stdlib"
+sequence_length = {LENGTH}
+batch_size = {BATCH_SIZE}
+"""
+GRADIENTS = """
+[outer]
+optimizer = "sgd"
+learning_rate = 0.1
+[round]
+average = "gradients"
+"""
+UPDATES = """
+[inner]
+optimizer = "adamw"
+learning_rate = 0.01
+clip_norm = 1.0
+[inner.schedule]
+warmup_steps = 4
+[round]
+average = "updates"
+"""
 
 
-def _manifest(**changes: Any) -> Manifest:
-    return Manifest.model_validate({**BASE, **changes})
+def a_manifest(mode: str = GRADIENTS, amount: str = "inner_steps = 4") -> Manifest:
+    return Manifest.from_toml(COMMON + mode + amount)
 
 
-def _model() -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Sequential(nn.Linear(8, 5), nn.Tanh(), nn.Linear(5, 1))
+class Examples:
+    """Random tokens, the same in every stream, kept for a reference to use."""
+
+    def __init__(self) -> None:
+        self.taken: list[torch.Tensor] = []
+        self._batches = self._make()
+
+    def _make(self) -> Iterator[Batch]:
+        random = torch.Generator().manual_seed(5)
+        for number in count(1):
+            tokens = torch.randint(0, 257, (BATCH_SIZE, LENGTH), generator=random)
+            self.taken.append(tokens)
+            yield Batch(tokens, Cursor(0, number * BATCH_SIZE))
+
+    def __next__(self) -> Batch:
+        return next(self._batches)
 
 
-def _loss(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    inputs = tokens.float() / 100
-    return (model(inputs)[:, 0] - inputs.sum(1)).square().mean()
+def a_trainer(manifest: Manifest) -> tuple[Trainer, Examples]:
+    examples = Examples()
+    return Trainer(manifest, build_model(manifest), LOSS, examples, CPU), examples
 
 
-def _tokens() -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(0, 257, (BATCH, 8), generator=generator) for _ in range(100)]
+def work(trainer: Trainer, steps: int) -> list[float]:
+    return [trainer.inner_step() for _ in range(steps)]
 
 
-def _batches() -> Iterator[Batch]:
-    return iter([Batch(tokens, Cursor(0, BATCH * index)) for index, tokens in enumerate(_tokens(), start=1)])
+# -- gradients -----------------------------------------------------------------------------------------------------
 
 
-def _trainer(manifest: Manifest) -> Trainer:
-    return Trainer(manifest, _model(), _loss, _batches(), torch.device("cpu"))
+def test_the_contribution_is_the_mean_gradient_of_all_batches_together() -> None:
+    manifest = a_manifest()
+    trainer, examples = a_trainer(manifest)
+    before = read_parameters(trainer.model)
+    losses = work(trainer, 4)
+    result = trainer.result()
+    assert (result.examples, result.inner_steps) == (4 * BATCH_SIZE, 4)
+    assert result.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
+    assert torch.equal(read_parameters(trainer.model), before), "gradients leave the parameters where they are"
+
+    reference = build_model(manifest)
+    whole = LOSS(reference, torch.cat(examples.taken))
+    whole.backward()
+    expected = read_gradients(reference)
+    assert float(whole.detach()) == pytest.approx(result.loss, rel=1e-5)
+    # float32 sums over the same examples in another order
+    assert float((result.contribution - expected).abs().max()) <= 1e-5 * float(expected.abs().max())
 
 
-def _work(trainer: Trainer) -> None:
+def test_gradients_of_two_peers_average_to_those_of_one_with_all_the_data() -> None:
+    one, _ = a_trainer(a_manifest())
+    work(one, 3)
+    both = one.result().contribution * one.examples
+    rest, _ = a_trainer(a_manifest())
+    other, examples = a_trainer(a_manifest())
+    for _ in range(3):
+        next(examples)  # the other peer's data
+    work(other, 1)
+    both += other.result().contribution * other.examples
+    work(rest, 4)
+    whole = rest.result().contribution
+    assert float((both / 12 - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
+
+
+def test_loading_starts_afresh() -> None:
+    trainer, _ = a_trainer(a_manifest())
+    work(trainer, 2)
+    new = read_parameters(trainer.model) * 0.5
+    trainer.load(new)
+    assert torch.equal(read_parameters(trainer.model), new)
+    result = trainer.result()
+    assert (result.examples, result.inner_steps) == (0, 0)
+    assert math.isnan(result.loss)
+    assert torch.equal(result.contribution, torch.zeros_like(new))
+
+
+# -- updates -------------------------------------------------------------------------------------------------------
+
+
+def test_the_contribution_is_what_the_inner_optimizer_moved() -> None:
+    manifest = a_manifest(UPDATES)
+    trainer, examples = a_trainer(manifest)
+    committed = read_parameters(trainer.model)
+    work(trainer, 6)
+    result = trainer.result()
+    local = read_parameters(trainer.model)
+    assert torch.equal(result.contribution, committed - local)
+    assert float(result.contribution.abs().max()) > 0.0
+
+    # the same with torch alone: warm-up, clipping, AdamW
+    reference, inner = build_model(manifest), manifest.inner
+    assert inner is not None
+    optimizer = torch.optim.AdamW(reference.parameters(), 0.01, inner.betas, inner.eps, inner.weight_decay)
+    for step, tokens in enumerate(examples.taken):
+        optimizer.param_groups[0]["lr"] = 0.01 * min(1.0, (step + 1) / 4)
+        optimizer.zero_grad()
+        LOSS(reference, tokens).backward()
+        nn.utils.clip_grad_norm_(reference.parameters(), 1.0)
+        optimizer.step()
+    assert torch.equal(read_parameters(reference), local)
+
+
+def test_the_inner_optimizer_lives_on_after_a_commit() -> None:
+    """Its moments and its schedule; and forgetting them starts it afresh."""
+    with_memory, _ = a_trainer(a_manifest(UPDATES))
+    forgetting, _ = a_trainer(a_manifest(UPDATES))
+    committed = read_parameters(with_memory.model)
+    for trainer in (with_memory, forgetting):
+        work(trainer, 5)
+        trainer.load(committed)
+    forgetting.forget_inner_state()
+    work(with_memory, 1)
+    work(forgetting, 1)
+    moved = forgetting.result().contribution.abs()
+    # The first step of AdamW moves by the learning rate in the direction of the gradient (epsilon aside).
+    assert float(moved.max()) == pytest.approx(0.01, rel=1e-3)
+    assert not torch.equal(moved, with_memory.result().contribution.abs())
+
+
+def test_the_inner_optimizer_is_the_manifests() -> None:
+    sgd = UPDATES.replace('"adamw"', '"sgd"').replace("clip_norm = 1.0", "momentum = 0.9\nnesterov = true")
+    manifest = a_manifest(sgd)
+    assert manifest.inner is not None
+    model = nn.Linear(2, 2)
+    model.bias.requires_grad_(requires_grad=False)
+    optimizer = inner_optimizer(model, manifest.inner)
+    assert isinstance(optimizer, torch.optim.SGD)
+    (group,) = optimizer.param_groups
+    assert (group["momentum"], group["nesterov"], group["lr"]) == (0.9, True, 0.01)
+    assert [value.shape for value in group["params"]] == [model.weight.shape], "what is not trained is left out"
+
+
+# -- both ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [GRADIENTS, UPDATES], ids=["gradients", "updates"])
+def test_a_result_is_a_copy(mode: str) -> None:
+    trainer, _ = a_trainer(a_manifest(mode))
+    committed = read_parameters(trainer.model)
+    trainer.load(committed)
+    work(trainer, 1)
+    first = trainer.result().contribution
+    before = first.clone()
+    work(trainer, 1)
+    assert torch.equal(first, before), "further work does not change it"
+    second = trainer.result().contribution.clone()
+    first.zero_()
+    assert torch.equal(trainer.result().contribution, second), "and it changes nothing of ours"
+
+
+@pytest.mark.parametrize("mode", [GRADIENTS, UPDATES], ids=["gradients", "updates"])
+def test_the_committed_state_is_never_written_to(mode: str) -> None:
+    trainer, _ = a_trainer(a_manifest(mode))
+    committed = read_parameters(trainer.model)
+    before = committed.clone()
+    trainer.load(committed)
+    work(trainer, 3)
+    trainer.result()
+    assert torch.equal(committed, before)
+
+
+def test_a_fixed_number_of_inner_steps_is_done_after_so_many() -> None:
+    trainer, _ = a_trainer(a_manifest(amount="inner_steps = 3"))
+    done = []
+    for _ in range(3):
+        done.append(trainer.done)
+        trainer.inner_step()
+    assert (done, trainer.done) == ([False, False, False], True)
+
+
+@pytest.mark.parametrize("target", [3, 4, 10, 12])
+def test_a_target_batch_bounds_what_one_peer_does(target: int) -> None:
+    manifest = a_manifest(amount=f"target_batch = {target}")
+    trainer, _ = a_trainer(manifest)
     while not trainer.done:
         trainer.inner_step()
+    assert target <= trainer.examples <= manifest.max_examples_per_peer, "enough alone, and no more than others believe"
 
 
-def test_gradients_are_those_of_the_union() -> None:
-    trainer = _trainer(_manifest(**GRADIENTS))
-    _work(trainer)
-    result = trainer.result()
-    assert (result.examples, result.inner_steps) == (3 * BATCH, 3)
-    model = _model()
-    loss = _loss(model, torch.cat(_tokens()[:3]))
-    loss.backward()
-    expected = torch.cat([value.grad.reshape(-1) for value in model.parameters() if value.grad is not None])
-    torch.testing.assert_close(result.contribution, expected, rtol=1e-5, atol=1e-7)
-    assert result.loss == pytest.approx(float(loss.detach()), rel=1e-5)
-    assert torch.equal(read_parameters(trainer.model), read_parameters(_model()))  # nothing moved
-
-
-def test_updates_are_committed_minus_local_and_load_starts_afresh() -> None:
-    trainer = _trainer(_manifest(**UPDATES))
-    committed = read_parameters(_model())
-    trainer.load(committed)
-    _work(trainer)
-    result = trainer.result()
-    assert torch.equal(result.contribution, committed - read_parameters(trainer.model))
-    assert float(result.contribution.abs().sum()) > 0
-    trainer.load(committed)
-    assert (trainer.examples, trainer.inner_steps) == (0, 0)
-    assert torch.equal(read_parameters(trainer.model), committed)
-    assert float(trainer.result().contribution.abs().sum()) == 0
-
-
-def test_the_result_is_a_copy() -> None:
-    trainer = _trainer(_manifest(**GRADIENTS))
+@pytest.mark.parametrize("mode", [GRADIENTS, UPDATES], ids=["gradients", "updates"])
+def test_validation_measures_and_changes_nothing(mode: str) -> None:
+    trainer, examples = a_trainer(a_manifest(mode))
+    work(trainer, 1)
+    before, contribution = read_parameters(trainer.model), trainer.result().contribution
+    held_out = [next(examples).tokens, next(examples).tokens[:1]]
+    loss = trainer.validate(held_out)
+    reference = build_model(a_manifest(mode))
+    write_parameters(reference, before)
+    assert loss == pytest.approx(float(LOSS(reference, torch.cat(held_out)).detach()), rel=1e-5)
+    assert torch.equal(read_parameters(trainer.model), before)
+    assert torch.equal(trainer.result().contribution, contribution)
+    assert math.isnan(trainer.validate([]))
+    assert not trainer.model.training
     trainer.inner_step()
-    contribution = trainer.result().contribution
-    before = contribution.clone()
-    trainer.inner_step()
-    assert torch.equal(contribution, before)
+    assert trainer.model.training
 
 
-def test_target_batch_bounds_what_one_peer_may_do() -> None:
-    rules = {"round": {"average": "gradients", "target_batch": 10}, "outer": GRADIENTS["outer"]}
-    trainer = _trainer(_manifest(**rules))
-    _work(trainer)
-    assert trainer.examples <= _manifest(**rules).max_examples_per_peer
-    assert trainer.examples + BATCH > _manifest(**rules).max_examples_per_peer
+def test_work_on_equal_data_is_bit_identical() -> None:
+    first, second = (a_trainer(a_manifest(UPDATES))[0] for _ in range(2))
+    assert work(first, 3) == work(second, 3)
+    assert torch.equal(first.result().contribution, second.result().contribution)
 
 
-def test_validation_is_the_mean_over_examples() -> None:
-    trainer = _trainer(_manifest(**UPDATES))
-    uneven = [_tokens()[0], _tokens()[1][:1]]
-    with torch.no_grad():
-        expected = float(_loss(_model(), torch.cat(uneven)))
-    assert trainer.validate(uneven) == pytest.approx(expected, rel=1e-6)
+# -- where it runs -------------------------------------------------------------------------------------------------
 
 
-def test_no_work_is_a_contribution_of_nothing() -> None:
-    result = _trainer(_manifest(**GRADIENTS)).result()
-    assert result.examples == 0
-    assert result.contribution.shape == (Layout.of(_model()).size,)
-    assert float(result.contribution.abs().sum()) == 0
+def test_devices() -> None:
+    assert choose_device("cpu") == CPU
+    assert choose_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(RuntimeError):
+        choose_device(f"cuda:{torch.cuda.device_count()}")
+    with pytest.raises(RuntimeError):
+        choose_device("abacus")
 
 
-def test_a_device_that_is_not_there_is_refused() -> None:
-    assert choose_device("cpu") == torch.device("cpu")
-    missing = "cuda:99" if torch.cuda.is_available() else "cuda"
-    with pytest.raises(RuntimeError, match="CUDA"):
-        choose_device(missing)
+def test_threads_are_bounded_where_a_number_is_given() -> None:
+    before = torch.get_num_threads()
+    try:
+        limit_threads(0)
+        assert torch.get_num_threads() == before
+        limit_threads(1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)

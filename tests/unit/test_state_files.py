@@ -1,0 +1,160 @@
+"""The state's file: whole or not there, and believed only with its digest."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from peer.layout import Layout, state_digest
+from peer.state.files import load_state, save_state
+from peer.values import Pending
+from swarm.errors import ExitCode, StateError
+from tests.chain import RUN_ID
+
+LAYOUT = Layout((("block.weight", (3, 4)), ("block.bias", (4,)), ("scale", ())))
+
+
+def a_state(outer_step: int = 5, seed: int = 0, slots: tuple[str, ...] = ("first_moment", "second_moment")) -> Pending:
+    random = torch.Generator().manual_seed(seed)
+    parameters = torch.randn(LAYOUT.size, generator=random)
+    kept = {slot: torch.randn(LAYOUT.size, generator=random) for slot in slots}
+    return Pending(outer_step, parameters, kept, state_digest(LAYOUT, outer_step, parameters, kept))
+
+
+def same(one: Pending, other: Pending) -> bool:
+    return (
+        (one.outer_step, one.digest, one.slots.keys()) == (other.outer_step, other.digest, other.slots.keys())
+        and torch.equal(one.parameters, other.parameters)
+        and all(torch.equal(one.slots[slot], other.slots[slot]) for slot in one.slots)
+    )
+
+
+@pytest.mark.parametrize("slots", [(), ("momentum",), ("first_moment", "second_moment")])
+def test_what_is_saved_is_loaded(tmp_path: Path, slots: tuple[str, ...]) -> None:
+    path = tmp_path / "new" / "state.safetensors"
+    for outer_step in (0, 7):
+        state = a_state(outer_step, outer_step, slots)
+        save_state(path, RUN_ID, LAYOUT, state)
+        assert same(load_state(path, RUN_ID, LAYOUT), state)
+    assert [one.name for one in path.parent.iterdir()] == ["state.safetensors"]
+
+
+def test_others_can_read_the_parameters_by_name(tmp_path: Path) -> None:
+    path, state = tmp_path / "state.safetensors", a_state()
+    save_state(path, RUN_ID, LAYOUT, state)
+    with safe_open(path, "pt") as file:
+        assert torch.equal(file.get_tensor("parameters.block.weight"), state.parameters[:12].view(3, 4))
+        assert file.metadata() == {"run_id": RUN_ID, "outer_step": "5", "digest": state.digest}
+
+
+def refusal(path: Path, run_id: str = RUN_ID, layout: Layout = LAYOUT) -> str:
+    with pytest.raises(StateError) as caught:
+        load_state(path, run_id, layout)
+    assert caught.value.exit_code is ExitCode.STATE
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ")
+    assert "\n" not in message
+    return message
+
+
+def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    assert "not a readable state" in refusal(path)
+    assert "not a readable state" in refusal(tmp_path)
+    for content in (b"", b"hello", b"\0" * 100, json.dumps({"a": 1}).encode()):
+        path.write_bytes(content)
+        assert "not a readable state" in refusal(path)
+    save_file({"weight": torch.zeros(3)}, path)
+    assert f"a state of None, not of {RUN_ID}" in refusal(path)
+    save_state(path, "other@0", LAYOUT, a_state())
+    assert f"a state of other@0, not of {RUN_ID}" in refusal(path)
+
+
+def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, RUN_ID, LAYOUT, a_state())
+    more = Layout((*LAYOUT.shapes, ("head", (2,))))
+    assert "not a state of this model" in refusal(path, layout=more)
+    other_shape = Layout((("block.weight", (4, 3)), *LAYOUT.shapes[1:]))
+    refusal(path, layout=other_shape)
+    fewer = Layout(LAYOUT.shapes[1:])
+    refusal(path, layout=fewer)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.int32])
+def test_values_of_another_type_are_refused(tmp_path: Path, kind: torch.dtype) -> None:
+    """Small whole numbers: the digest of their float32 would be right."""
+    path, flat = tmp_path / "state.safetensors", torch.arange(17.0)
+    for slots in ({}, {"momentum": flat}):
+        digest = state_digest(LAYOUT, 5, flat, slots)
+        converted = {f"parameters.{name}": value.to(kind).clone() for name, value in LAYOUT.unflatten(flat).items()}
+        if slots:
+            converted = {f"parameters.{name}": value.clone() for name, value in LAYOUT.unflatten(flat).items()}
+            converted["slots.momentum"] = flat.to(kind)
+        save_file(converted, path, {"run_id": RUN_ID, "outer_step": "5", "digest": digest})
+        assert "not a state of this model" in refusal(path)
+
+
+@given(st.data())
+def test_a_damaged_file_is_refused_or_the_same(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    path, state = tmp_path_factory.mktemp("state") / "state.safetensors", a_state()
+    save_state(path, RUN_ID, LAYOUT, state)
+    content = bytearray(path.read_bytes())
+    if data.draw(st.booleans(), label="truncate"):
+        content = content[: data.draw(st.integers(0, len(content) - 1))]
+    else:
+        content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    path.write_bytes(content)
+    try:
+        assert same(load_state(path, RUN_ID, LAYOUT), state)
+    except StateError as error:
+        assert "\n" not in str(error)
+
+
+def test_every_flipped_bit_of_a_value_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, RUN_ID, LAYOUT, a_state())
+    content = path.read_bytes()
+    (header,) = struct.unpack("<Q", content[:8])
+    for index in range(8 + header, len(content)):
+        damaged = bytearray(content)
+        damaged[index] ^= 1 << index % 8
+        path.write_bytes(damaged)
+        assert "its contents do not match its digest" in refusal(path)
+
+
+def test_a_disk_that_fills_up_leaves_the_old_state(tmp_path: Path) -> None:
+    path = tmp_path / "state.safetensors"
+    save_state(path, RUN_ID, LAYOUT, a_state())
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))  # bytes of any file; Python ignores the signal
+    try:
+        with pytest.raises(StateError) as caught:
+            save_state(path, RUN_ID, LAYOUT, a_state(6, seed=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(caught.value).startswith(f"{path}: cannot be written (File too large)")
+    assert same(load_state(path, RUN_ID, LAYOUT), a_state())
+    assert os.listdir(tmp_path) == ["state.safetensors"]
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    occupied = tmp_path / "file"
+    occupied.write_text("not a folder")
+    folder = tmp_path / "folder.safetensors"
+    (folder / "full").mkdir(parents=True)
+    for path in (occupied / "state.safetensors", folder):
+        with pytest.raises(StateError, match="cannot be written") as caught:
+            save_state(path, RUN_ID, LAYOUT, a_state())
+        assert str(caught.value).startswith(f"{path}: ")
+    assert sorted(os.listdir(tmp_path)) == ["file", "folder.safetensors"]
