@@ -100,7 +100,6 @@ class Attempt:
             while True:
                 channel = await find_seat(self._rounds, preferred)
                 self._leader = channel.remote
-                await self._yield_table(channel.remote)
                 try:
                     await self._sit(channel)
                 except Moved as moved:
@@ -151,6 +150,7 @@ class Attempt:
         self._inbox = asyncio.Queue()  # what came over an earlier channel, its end too, is not this leader's
         tasks = [asyncio.ensure_future(self._read(channel)), asyncio.ensure_future(self._speak(channel))]
         try:
+            await self._yield_table(channel.remote)
             await self._reached(Stage.SEATED)
             group = await self._until_grouped(channel)
             await self._reached(Stage.GROUPED)

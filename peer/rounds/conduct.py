@@ -85,9 +85,8 @@ class Conduct:
     # -- which link is committed -----------------------------------------------------------------------------
 
     async def _collect_votes(self) -> None:
-        acceptors = set(self._previous or self._peers)
-        if self._group.isolated:
-            acceptors = self._peers
+        ours = self._previous is None or self._group.isolated
+        acceptors = self._peers if ours else set(self._previous or ())
 
         def hopeless() -> bool:
             return not is_quorum(acceptors, self._peers - self._lost_votes(), self._forgetful)

@@ -285,7 +285,11 @@ class Exchange:
             context.spawn(self._accept_own(theirs, header))
             return ours
         channel = await context.network.open(reducer, PART_PROTOCOL, "round", context.deadlines.seat)
-        await channel.send(header)
+        try:
+            await channel.send(header)
+        except BaseException:
+            channel.close()
+            raise
         return channel
 
     async def _accept_own(self, channel: Channel, header: Part) -> None:

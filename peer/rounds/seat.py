@@ -37,7 +37,7 @@ async def find_seat(rounds: Rounds, preferred: PeerId | None = None) -> Channel:
     """
     while True:
         order = _order(rounds)
-        if preferred is not None:
+        if preferred is not None and not rounds.absences.benched(preferred):
             order = [preferred, *(peer for peer in order if peer != preferred)]
         channel = await _first_seat(rounds, order)
         if channel is not None:
@@ -89,10 +89,12 @@ async def _ask(rounds: Rounds, peer: PeerId, hops: int = 0) -> Channel | PeerId 
             )
         )  # fmt: skip
         answer, _ = await channel.receive(Seated, Refused, timeout=2 * seconds)
-    except WireError as error:
+    except BaseException as error:
+        channel.close()
+        if not isinstance(error, WireError):
+            raise
         log.debug("a leader does not answer", peer=peer, why=str(error))
         rounds.absences.add(peer)
-        channel.close()
         return None
     if isinstance(answer, Seated):
         rounds.absences.discard(peer)
@@ -105,7 +107,7 @@ async def _ask(rounds: Rounds, peer: PeerId, hops: int = 0) -> Channel | PeerId 
         raise RoundError(answer.reason)
     if answer.leader == context.peer_id:
         return context.peer_id
-    if answer.leader is not None and hops < _MOST_HOPS:
+    if answer.leader is not None and hops < _MOST_HOPS and not rounds.absences.benched(answer.leader):
         return await _ask(rounds, answer.leader, hops + 1)
     return None
 

@@ -21,7 +21,12 @@ MADDRS = ["/ip4/10.0.0.1/tcp/31337"]
 
 def a_record(number: int, head: Head = HEAD, phase: str = "training", maddrs: list[str] = MADDRS) -> PeerRecord:
     return PeerRecord(
-        peer_id=PEERS[number], maddrs=maddrs, phase=phase, outer_step=head.outer_step, digest=head.digest, work=head.work
+        peer_id=PEERS[number],
+        maddrs=maddrs,
+        phase=phase,
+        outer_step=head.outer_step,
+        digest=head.digest,
+        work=head.work,
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import resource
 import struct
 from pathlib import Path
@@ -145,7 +144,7 @@ def test_a_disk_that_fills_up_leaves_the_old_state(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert str(caught.value).startswith(f"{path}: cannot be written (File too large)")
     assert same(load_state(path, RUN_ID, LAYOUT), a_state())
-    assert os.listdir(tmp_path) == ["state.safetensors"]
+    assert [one.name for one in tmp_path.iterdir()] == ["state.safetensors"]
 
 
 def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -157,4 +156,4 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         with pytest.raises(StateError, match="cannot be written") as caught:
             save_state(path, RUN_ID, LAYOUT, a_state())
         assert str(caught.value).startswith(f"{path}: ")
-    assert sorted(os.listdir(tmp_path)) == ["file", "folder.safetensors"]
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["file", "folder.safetensors"]
