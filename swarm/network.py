@@ -278,9 +278,14 @@ class Network:
 
     async def open(self, peer_id: PeerId, protocol: str, purpose: str, timeout: float) -> StreamChannel:
         """Opens a stream. Raises WireError("unreachable")."""
+        peer = PeerID.from_base58(peer_id)
+        opening = asyncio.ensure_future(open_stream(self._daemon.p2p, peer, protocol))
         try:
-            opening = open_stream(self._daemon.p2p, PeerID.from_base58(peer_id), protocol)
             reader, writer = await within(opening, timeout)
+        except asyncio.CancelledError:
+            if opening.done() and not opening.cancelled() and opening.exception() is None:
+                opening.result()[1].close()  # it came at the same moment
+            raise
         except (ControlFailure, asyncio.TimeoutError, OSError, asyncio.IncompleteReadError) as error:
             raise WireError("unreachable", f"{peer_id}: {error!r}"[:300]) from error
         return self._channel(peer_id, purpose, reader, writer)
@@ -295,13 +300,17 @@ class Network:
                 channel.close()
                 return
             self._streams[remote] += 1
+            task = asyncio.current_task()
+            assert task is not None
+            self._tasks.add(task)  # it ends with the network, too
             try:
                 await handler(channel)
             except WireError as error:
                 log.debug("stream ended", peer=remote, protocol=protocol, why=str(error))
             except asyncio.CancelledError:
-                pass  # we are stopping; the task belongs to asyncio's server, which would only log it
+                pass  # we are stopping; the task is one of asyncio's server, which would only log it
             finally:
+                self._tasks.discard(task)
                 self._streams[remote] -= 1
                 if not self._streams[remote]:
                     del self._streams[remote]

@@ -38,3 +38,22 @@ def certified(link: Link, voters: Iterable[int], ballot: Ballot | None = None) -
     """``link`` with the votes of these identities."""
     ballot = ballot or Ballot(number=1, leader=PEERS[0])
     return Certificate(link=link, ballot=ballot, votes=[Vote.sign(identity(voter), ballot, link) for voter in voters])
+
+
+GENESIS = digest("genesis")
+
+
+def a_chain(*participants: dict[int, int], run_id: str = RUN_ID) -> list[Certificate]:
+    """A link per argument, each signed by its participants (identity -> examples) and those of the link before."""
+    chain: list[Certificate] = []
+    previous, work, before = GENESIS, 0, set[int]()
+    for step, group in enumerate(participants, start=1):
+        work += sum(group.values())
+        made = digest((step, sorted(group.items())))
+        link = Link(
+            run_id=run_id, outer_step=step, previous=previous, digest=made,
+            participants={PEERS[number]: examples for number, examples in group.items()}, work=work,
+        )  # fmt: skip
+        chain.append(certified(link, before | group.keys()))
+        previous, before = made, set(group)
+    return chain

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 import structlog
@@ -57,13 +58,14 @@ def _order(rounds: Rounds) -> list[PeerId]:
 
 
 async def _first_seat(rounds: Rounds, order: Sequence[PeerId]) -> Channel | None:
-    ourselves = rounds.context.peer_id
+    ourselves, asked = rounds.context.peer_id, set[PeerId]()
     for peer in order:
         if peer == ourselves:
-            return await _lead(rounds)
+            return await _lead(rounds, asked)
         channel = await _ask(rounds, peer)
+        asked.add(peer)
         if channel is ourselves:
-            return await _lead(rounds)
+            return await _lead(rounds, asked)
         if isinstance(channel, str):
             continue
         if channel is not None:
@@ -112,7 +114,7 @@ async def _ask(rounds: Rounds, peer: PeerId, hops: int = 0) -> Channel | PeerId 
     return None
 
 
-async def _lead(rounds: Rounds) -> Channel:
+async def _lead(rounds: Rounds, asked: Collection[PeerId]) -> Channel:
     """Sits down at our own table."""
     context = rounds.context
     ours, theirs = LocalChannel.pair(context.peer_id)
@@ -136,17 +138,22 @@ async def _lead(rounds: Rounds) -> Channel:
         raise RoundError("own-gone", None, str(error)) from error
     if isinstance(answer, Refused):
         raise RoundError(f"own-{answer.reason}")
-    context.spawn(_look_again(rounds, leader))
+    context.spawn(_look_again(rounds, leader, asked))
     return ours
 
 
-async def _look_again(rounds: Rounds, leader: Leader) -> None:
-    """While we lead without a majority though others come before us in the order, closes the table now and then.
+async def _look_again(rounds: Rounds, leader: Leader, asked: Collection[PeerId]) -> None:
+    """Closes the table when others come before us in the order and this may not be the right one.
 
-    Everyone who sits there, ourselves first, then asks again: two peers that did not know or could not reach each
-    other for a moment would otherwise wait for each other's members.
+    Everyone who sits there, ourselves first, then asks again. Before the first link the right one is with a peer that
+    we have met only now: two tables could both go on, on two histories. Later it may be anywhere else, as long as we
+    have no majority: two peers that could not reach each other for a moment would wait for each other's members.
     """
+    began = time.monotonic()
     while not leader.closed and not leader.formed:
-        await asyncio.sleep(_LOOK_AGAIN_SECONDS)
-        if leader.stuck and _order(rounds)[:1] != [rounds.context.peer_id]:
+        await asyncio.sleep(_AGAIN_SECONDS)
+        earlier = list(takewhile(lambda peer: peer != rounds.context.peer_id, _order(rounds)))
+        newly_met = rounds.context.ledger.participants is None and not set(earlier) <= set(asked)
+        stuck = leader.stuck and time.monotonic() - began >= _LOOK_AGAIN_SECONDS
+        if not leader.formed and (newly_met or (stuck and earlier)):
             await leader.close("moved")

@@ -1,4 +1,4 @@
-"""What an operator sees of a running peer: metrics, health, status, logs; and how errors end."""
+"""What an operator sees of a running peer: metrics, health, status and logs."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.processes import LOCAL, START_SECONDS, House, Peer, manifest, until, write_corpus
+from tests.processes import LOCAL, House, Peer, manifest, until, write_corpus
 
 STATUS = {
     "run_id", "peer_id", "maddrs", "phase", "outer_step", "swarm_outer_step", "digest", "loss", "peers", "group_size",
@@ -110,78 +109,3 @@ def test_agreement_of_the_two(peers: list[Peer]) -> None:
     common = set(first) & set(client)
     assert len(common) >= 2
     assert all(first[step] == client[step] for step in common)
-
-
-def test_ipv6_peers_meet(house: House, run: str) -> None:
-    with socket.socket(socket.AF_INET6) as probe:
-        try:
-            probe.bind(("::1", 0))
-        except OSError:
-            pytest.skip("this machine has no IPv6 loopback")
-    first = house.hold("six", run, "--host-maddrs", "/ip6/::1/tcp/0", "--max-outer-steps", "2")
-    second = house.hold(
-        "seven", run, "--host-maddrs", "/ip6/::1/tcp/0", "--max-outer-steps", "2", initial_peers=first.release().maddrs
-    )
-    second.release()
-    for peer in (first, second):
-        peer.commits_until(2)
-        assert peer.wait(30) == 0, peer.words
-
-
-class Refusal:
-    """A peer that cannot start: its exit code and what its last line says."""
-
-    def __init__(self, code: int, says: str, *flags: str, **manifest_changes: str):
-        self.code, self.says, self.flags, self.changes = code, says, flags, manifest_changes
-
-
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(Refusal(2, "1.2.3", "--initial-peers", "/ip4/1.2.3/tcp/1/p2p/12D3Koo"), id="multiaddr"),
-        pytest.param(Refusal(2, "host_maddrs", "--host-maddrs", "/ip4/0.0.0.0/tpc/1"), id="host-multiaddr"),
-        pytest.param(Refusal(3, "round.codec", codec="fp17"), id="manifest"),
-        pytest.param(Refusal(6, "nothing-here", paths="nothing-here-*.txt"), id="data"),
-        pytest.param(Refusal(7, "cuda", "--device", "cuda:7"), id="device"),
-    ],
-)
-def test_what_cannot_work_is_one_line_and_an_exit_code(tmp_path: Path, run: str, case: Refusal) -> None:
-    text = run
-    for name, value in case.changes.items():
-        text = re.sub(
-            rf"^{name} = .*$", f"{name} = {json.dumps([value] if name == 'paths' else value)}", text, flags=re.M
-        )
-    _refused(tmp_path, text, case)
-
-
-def test_corrupt_identity_is_refused_and_kept(tmp_path: Path, run: str) -> None:
-    key = tmp_path / "broken.key"
-    key.write_bytes(b"no key")
-    _refused(tmp_path, run, Refusal(5, "broken.key", "--identity", str(key)))
-    assert key.read_bytes() == b"no key"
-
-
-@pytest.mark.parametrize("what", ["http", "libp2p"])
-def test_occupied_port_is_told(tmp_path: Path, run: str, what: str) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        flags = ["--http", f"127.0.0.1:{port}"] if what == "http" else ["--host-maddrs", f"/ip4/127.0.0.1/tcp/{port}"]
-        _refused(tmp_path, run, Refusal(4, str(port) if what == "http" else "occupied", *flags))
-
-
-def _refused(folder: Path, text: str, case: Refusal) -> None:
-    (folder / "run.toml").write_text(text)
-    command = [
-        sys.executable, "-m", "peer", "--run", str(folder / "run.toml"), "--data-dir", str(folder / "data"),
-        "--http", "127.0.0.1:0", "--no-nat-port-map", "--host-maddrs", LOCAL, "--log-format", "json",
-    ]  # fmt: skip
-    replaced = {flag for flag in case.flags if flag.startswith("--")}
-    for flag in replaced & {"--http", "--host-maddrs"}:
-        at = command.index(flag)
-        del command[at : at + 2]
-    done = subprocess.run([*command, *case.flags], capture_output=True, text=True, timeout=START_SECONDS, check=False)
-    assert done.returncode == case.code, done.stderr
-    assert "Traceback" not in done.stderr
-    assert case.says in done.stderr.splitlines()[-1], done.stderr

@@ -79,7 +79,7 @@ def forgetful_of(table: Table) -> set[str]:
 # -- any table -----------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(tables, some_terms, nows)
 def test_a_group_is_large_enough_ready_and_has_a_majority_or_is_isolated(
     table: Table, terms: Terms, now: float
@@ -96,7 +96,7 @@ def test_a_group_is_large_enough_ready_and_has_a_majority_or_is_isolated(
         assert now - table.alone_since >= terms.isolation_seconds
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(tables, some_terms, nows)
 def test_a_call_comes_once_and_only_when_enough_is_done(table: Table, terms: Terms, now: float) -> None:
     decision = decide(table, terms, now)
@@ -115,7 +115,7 @@ def test_a_call_comes_once_and_only_when_enough_is_done(table: Table, terms: Ter
         assert ready == table.seats.keys()
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(tables, some_terms, nows)
 def test_every_wait_ends_when_it_says_or_needs_an_event(table: Table, terms: Terms, now: float) -> None:
     decision = decide(table, terms, now)
@@ -128,7 +128,7 @@ def test_every_wait_ends_when_it_says_or_needs_an_event(table: Table, terms: Ter
         assert (later.action, later.reason) != (Action.WAIT, decision.reason)
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(tables, some_terms, nows)
 def test_who_is_all_ready_with_a_majority_is_not_kept_waiting(table: Table, terms: Terms, now: float) -> None:
     """The bound that members use to give up on a leader."""
@@ -141,7 +141,7 @@ def test_who_is_all_ready_with_a_majority_is_not_kept_waiting(table: Table, term
         assert decision == Decision(Action.FORM, members=frozenset(table.seats))
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(tables, some_terms, nows)
 def test_isolation_is_said_wherever_it_is_used(table: Table, terms: Terms, now: float) -> None:
     decision = decide(table, terms, now)
@@ -230,7 +230,7 @@ def test_a_restarted_majority_does_not_count_until_isolation() -> None:
 # -- room ----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=400)
+@settings(max_examples=200)
 @given(tables, some_terms, st.sampled_from(NAMES), st.sampled_from(NAMES))
 def test_seats_are_kept_for_the_leader_and_the_last_participants(
     table: Table, terms: Terms, joiner: str, leader: str

@@ -28,7 +28,9 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "decay": {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.01},
     "clipped": {"optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.5, "clip_norm": 3.0},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.01, "betas": (0.9, 0.95)},
-    "adamw-decay": {"optimizer": "adamw", "learning_rate": 0.01, "betas": (0.8, 0.99), "eps": 1e-6, "weight_decay": 0.1},
+    "adamw-decay": {
+        "optimizer": "adamw", "learning_rate": 0.01, "betas": (0.8, 0.999), "eps": 1e-6, "weight_decay": 0.1,
+    },
     "adamw-clipped": {"optimizer": "adamw", "learning_rate": 0.01, "clip_norm": 3.0, "weight_decay": 0.1},
     "linear": {
         "optimizer": "sgd", "learning_rate": 0.1, "momentum": 0.9,

@@ -190,7 +190,7 @@ def test_the_inner_optimizer_is_the_manifests() -> None:
     manifest = a_manifest(sgd)
     assert manifest.inner is not None
     model = nn.Linear(2, 2)
-    model.bias.requires_grad_(requires_grad=False)
+    model.bias.requires_grad_(False)
     optimizer = inner_optimizer(model, manifest.inner)
     assert isinstance(optimizer, torch.optim.SGD)
     (group,) = optimizer.param_groups
