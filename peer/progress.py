@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -21,7 +21,7 @@ class SwarmView:
     phases: how many peers are in which. outer_step: where most peers stand (the highest of equals). companions:
     peers at our head that can be dialled, with their addresses. ahead: peers whose history is heavier than ours,
     the heaviest first. forked: whether somebody is where we have been, with another digest. missing: how many peers
-    have yet to make the newest outer step that we made.
+    have yet to make the newest outer step that we made. left: peers that say that they leave.
     """
 
     peers: int = 0
@@ -31,6 +31,7 @@ class SwarmView:
     ahead: Sequence[PeerId] = ()
     forked: bool = False
     missing: int = 0
+    left: Collection[PeerId] = ()
     reachable: Mapping[PeerId, Sequence[str]] = field(default_factory=dict)
 
 
@@ -61,5 +62,6 @@ def view(
         ahead=[peer for one in ahead for peer in by_head[one]],
         forked=any(past.get(claim.outer_step, claim.digest) != claim.digest for claim in claims.values()),
         missing=sum(claim.outer_step == head.outer_step - 1 for claim in claims.values()),
+        left=tuple(peer for peer, record in records.items() if peer != ourselves and record.phase in _AWAY),
         reachable=reachable,
     )

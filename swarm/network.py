@@ -12,7 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import structlog
 from hivemind.dht.node import DHTNode
@@ -31,9 +31,12 @@ from swarm.wire import StreamChannel, WireError
 
 log = structlog.get_logger(__name__)
 
+T = TypeVar("T")
+
 MAX_STREAMS_PER_PEER = 64
 RECORD_LIFETIME_SECONDS = 30.0
 _DIAL_SECONDS = 5.0
+_LINGER_SECONDS = 10.0
 _CANCELLATIONS = 4
 _RETRY_SECONDS = (0.5, 30.0)  # first and longest pause between two attempts to reach the initial peers
 
@@ -134,7 +137,7 @@ class Network:
 
     # -- life ------------------------------------------------------------------------------------------------
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Runs a task that ends with the network."""
         task = asyncio.get_running_loop().create_task(coroutine)
         self._tasks.add(task)
@@ -291,7 +294,10 @@ class Network:
         return self._channel(peer_id, purpose, reader, writer)
 
     async def serve(self, protocol: str, purpose: str, handler: Handler) -> None:
-        """Answers streams of ``protocol``. libp2p authenticates ``channel.remote``."""
+        """Answers streams of ``protocol``. libp2p authenticates ``channel.remote``.
+
+        When ``handler`` is done, the stream stays open until the other end has read its last words and hangs up.
+        """
 
         async def handle(info: StreamInfo, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             remote = info.peer_id.to_base58()
@@ -305,6 +311,7 @@ class Network:
             self._tasks.add(task)  # it ends with the network, too
             try:
                 await handler(channel)
+                await channel.linger(_LINGER_SECONDS)
             except WireError as error:
                 log.debug("stream ended", peer=remote, protocol=protocol, why=str(error))
             except asyncio.CancelledError:

@@ -24,7 +24,9 @@ from peer.rounds.messages import (
     Committed,
     Group,
     Include,
+    Proceed,
     Progress,
+    Promised,
     Ready,
     Refused,
     Voted,
@@ -43,7 +45,7 @@ if TYPE_CHECKING:
 
 log = structlog.get_logger(__name__)
 
-FromLeader = (Alive, Call, Group, Include, Committed, Aborted, Refused)
+FromLeader = (Alive, Call, Group, Include, Proceed, Committed, Aborted, Refused)
 _PROGRESS_SECONDS = 0.25
 
 
@@ -237,9 +239,9 @@ class Attempt:
                     if not isinstance(received, Group) or self._local is None:
                         raise RoundError("leader-malformed", channel.remote)
                     self._check_group(channel.remote, received)
+                    await channel.send(Promised())
                     return received
-                if self._kept_waiting():
-                    raise RoundError("leader-deadline", channel.remote)
+                self._check_patience(channel.remote)
         finally:
             message.cancel()
             await asyncio.gather(message, return_exceptions=True)
@@ -264,13 +266,17 @@ class Attempt:
         context.listener.refused(context.peer_id, reason)
         return replace(local, contribution=torch.zeros(context.parameters), examples=0)
 
-    def _kept_waiting(self) -> bool:
-        """Whether we are ready and the leader has had a majority for longer than it takes to form a group."""
+    def _check_patience(self, leader: PeerId) -> None:
+        """A leader that has a majority forms the group in time; one that never has leads no longer than that lasts."""
         ready_at = self._marks.get(Stage.READY)
         if ready_at is None:
-            return False
-        patience = longest_assembly(self._context.terms) + 2 * self._context.deadlines.silence
-        return time.monotonic() > max(ready_at, self._alone_at) + patience
+            return
+        now, terms = time.monotonic(), self._context.terms
+        longest = longest_assembly(terms) + 2 * self._context.deadlines.silence
+        if now > max(ready_at, self._alone_at) + longest:
+            raise RoundError("leader-deadline", leader)
+        if now > ready_at + terms.isolation_seconds + longest:
+            raise Moved(None)
 
     def _check_group(self, leader: PeerId, group: Group) -> None:
         """A group that a correct leader could have formed, in a ballot above what we promised; promises it."""

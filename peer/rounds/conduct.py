@@ -8,7 +8,7 @@ from peer.rounds.absences import Absences
 from peer.rounds.context import Context
 from peer.rounds.failures import Failures, blame
 from peer.rounds.members import Members
-from peer.rounds.messages import Committed, Failed, Group, Include, Received, Voted
+from peer.rounds.messages import Committed, Failed, Group, Include, Proceed, Promised, Received, Voted
 from peer.rounds.verdict import Report, certify, distrusted, include
 from swarm.history import is_quorum
 from swarm.identity import PeerId
@@ -42,6 +42,9 @@ class Conduct:
         self._previous, self._forgetful = previous, forgetful
         self._peers = {member.peer_id for member in group.members}
         self._failures = Failures()
+        ours = previous is None or group.isolated
+        self._acceptors = self._peers if ours else set(previous or ())
+        self._promised: set[PeerId] = set()
         self._reports: dict[PeerId, Report] = {}
         self._votes: dict[PeerId, Voted] = {}
 
@@ -49,7 +52,32 @@ class Conduct:
         """Sends the group its verdict and the certificate. Raises Abort."""
         if self._group.finish is None:
             await self._decide_inclusion()
+        else:
+            await self._collect_promises()
+            await self._members.broadcast(Proceed())
         await self._collect_votes()
+
+    # -- who takes part in no lower ballot any more ----------------------------------------------------------
+
+    async def _collect_promises(self) -> None:
+        """Until a quorum has promised. Nobody may vote before: docs/adr/0002."""
+
+        def hopeless() -> bool:
+            return not self._quorum(self._peers - (self._failures.accusations.keys() - self._promised))
+
+        def take(peer: PeerId, message: Message | None) -> bool:
+            self._hear(peer, message)
+            return self._quorum(self._promised) or hopeless()
+
+        if self._quorum(self._promised):
+            return
+        if not await self._members.until(take, self._context.deadlines.silence):
+            raise Abort("votes-deadline", *sorted(self._peers - self._promised))
+        if not self._quorum(self._promised):
+            raise self._lost()
+
+    def _quorum(self, peers: Collection[PeerId]) -> bool:
+        return is_quorum(self._acceptors, peers, self._forgetful)
 
     # -- whose contributions count ---------------------------------------------------------------------------
 
@@ -80,16 +108,14 @@ class Conduct:
             raise Abort("too-few", *verdict.refused)
         if not any(weights[peer] for peer in verdict.peers):
             raise Abort("no-work")
+        await self._collect_promises()  # a reducer's came before its report; another's may still be on its way
         await self._members.broadcast(Include(peers=sorted(verdict.peers), refused=dict(verdict.refused)))
 
     # -- which link is committed -----------------------------------------------------------------------------
 
     async def _collect_votes(self) -> None:
-        ours = self._previous is None or self._group.isolated
-        acceptors = self._peers if ours else set(self._previous or ())
-
         def hopeless() -> bool:
-            return not is_quorum(acceptors, self._peers - self._lost_votes(), self._forgetful)
+            return not self._quorum(self._peers - self._lost_votes())
 
         def take(peer: PeerId, message: Message | None) -> bool:
             self._hear(peer, message)
@@ -122,6 +148,8 @@ class Conduct:
             self._failures.add(peer, None, "member-gone", self._peers)
         elif isinstance(message, Failed):
             self._failures.add(peer, message.culprit, message.reason, self._peers)
+        elif isinstance(message, Promised):
+            self._promised.add(peer)
         elif isinstance(message, Received):
             self._reports.setdefault(peer, Report(message.refused, message.square_norms))
         elif isinstance(message, Voted):

@@ -99,7 +99,7 @@ class Context:
         """Ours."""
         return self.identity.peer_id
 
-    def spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A background task that ends with the network at the latest."""
         return self.network.spawn(coroutine)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Any
 
 import torch
@@ -29,6 +29,12 @@ from swarm.wire import Channel, LocalChannel, WireError
 
 def _until(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
+
+
+def _heard(task: asyncio.Task[Any]) -> None:
+    """Takes note of how a task ended: one failure was told already, and asyncio would complain of a second."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Exchange:
@@ -59,6 +65,7 @@ class Exchange:
         ]
         self._mean_norm: asyncio.Future[float] = asyncio.get_running_loop().create_future()
         self._unscattered = len(self._reducers)
+        self._trades: dict[asyncio.Task[float], PeerId] = {}
 
     # -- as a reducer ----------------------------------------------------------------------------------------
 
@@ -201,7 +208,9 @@ class Exchange:
             await within(send(), self._remaining() + 2 * deadlines.commit)
 
     def abandon(self) -> None:
-        """The attempt is over: whoever still waits for our mean is let go."""
+        """The attempt is over: whoever still waits for our contribution or our mean is let go."""
+        for trade in self._trades:
+            trade.cancel()
         self.report.cancel()
         self._mean_norm.cancel()
         for future in self._mean_chunks:
@@ -216,29 +225,29 @@ class Exchange:
             The mean, float32 [parameters], and its squared norm: the same bits for every member.
 
         Raises:
-            RoundError: a reducer failed; it is named.
+            RoundError: a reducer failed; it is named. The other reducers still get our contribution, until
+                ``abandon``: they are not to take us for one that hung up.
         """
         mean = torch.empty_like(self._contribution)
-        trades: dict[asyncio.Future[float], PeerId] = {}
-        trades.update((asyncio.ensure_future(self._trade(reducer, mean)), reducer) for reducer in self._reducers)
+        for reducer in self._reducers:
+            trade = self._context.spawn(self._trade(reducer, mean))
+            trade.add_done_callback(_heard)
+            self._trades[trade] = reducer
         verdict = asyncio.ensure_future(self._verdict.wait())
         try:
-            await self._all(trades, verdict)
+            await self._all(verdict)
         finally:
-            ends: list[asyncio.Future[Any]] = [*trades, verdict]
-            for one in ends:
-                one.cancel()
-            await asyncio.gather(*ends, return_exceptions=True)
-        return mean, sum(one.result() for one in trades)
+            verdict.cancel()
+        return mean, sum(one.result() for one in self._trades)
 
-    async def _all(self, trades: Mapping[asyncio.Future[float], PeerId], verdict: asyncio.Future[Any]) -> None:
+    async def _all(self, verdict: asyncio.Future[Any]) -> None:
         """Waits for all trades: until the verdict is due, and then for as long as a mean may take."""
-        pending: set[asyncio.Future[Any]] = set(trades)
+        pending: set[asyncio.Future[Any]] = set(self._trades)
         while pending:
             waiting = pending if verdict.done() else {*pending, verdict}
             done, _ = await asyncio.wait(waiting, timeout=_until(self._due), return_when=asyncio.FIRST_COMPLETED)
             if not done:
-                raise self._late([trades[one] for one in pending])
+                raise self._late([reducer for trade, reducer in self._trades.items() if trade in pending])
             for one in done & pending:
                 one.result()
             pending -= done

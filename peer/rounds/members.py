@@ -9,14 +9,14 @@ from collections.abc import Callable, Collection, Sequence
 import structlog
 
 from peer.rounds.context import Context
-from peer.rounds.messages import Alive, Failed, Progress, Ready, Received, Voted
+from peer.rounds.messages import Alive, Failed, Progress, Promised, Ready, Received, Voted
 from swarm.deadline import within
 from swarm.identity import PeerId
 from swarm.wire import Channel, Message, WireError
 
 log = structlog.get_logger(__name__)
 
-FromMember = (Progress, Ready, Received, Voted, Failed, Alive)
+FromMember = (Progress, Ready, Promised, Received, Voted, Failed, Alive)
 
 Take = Callable[[PeerId, Message | None], bool]
 """Takes a member's message, None when it is gone; returns whether that was all that was waited for."""

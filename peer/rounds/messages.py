@@ -56,6 +56,10 @@ class Ready(Message):
     accepted: Accepted | None = None
 
 
+class Promised(Message):
+    """I take part in this group's ballot, and from now on in none below it."""
+
+
 class Received(Message):
     """A reducer's report: whose contributions to its part it refused, and the squared norms of all others."""
 
@@ -132,6 +136,10 @@ class Include(Message):
 
     peers: Annotated[list[PeerIdField], Field(min_length=1, max_length=MAX_GROUP_SIZE)]
     refused: Annotated[dict[PeerIdField, Reason], Field(max_length=MAX_GROUP_SIZE)]
+
+
+class Proceed(Message):
+    """A quorum has promised: the link that the group is to finish may be voted for."""
 
 
 class Committed(Message):

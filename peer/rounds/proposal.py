@@ -12,7 +12,7 @@ import torch
 
 from peer.rounds.context import RoundError
 from peer.rounds.exchange import Exchange
-from peer.rounds.messages import Committed, Failed, Group, Include, Received
+from peer.rounds.messages import Committed, Failed, Group, Include, Proceed, Received
 from peer.rounds.verdict import OF_ALL_PARTS, Report
 from peer.values import LocalResult, Pending, Stage
 from swarm.deadline import within
@@ -55,7 +55,21 @@ class Proposal:
     # -- a link of an earlier ballot -------------------------------------------------------------------------
 
     async def finish(self, link: Link) -> Pending:
-        """The state of a link that an earlier ballot left unfinished. Raises RoundError("fetch")."""
+        """The state of a link that an earlier ballot left unfinished, when it may be voted for.
+
+        Raises RoundError: "fetch", or "leader-deadline".
+        """
+        pending, deadlines = await self._held_or_fetched(link), self._context.deadlines
+        # A vote that no quorum's promises stand behind could be found again, in a higher ballot than the link that
+        # the others committed meanwhile.
+        try:
+            while not isinstance(await within(self._hear(), deadlines.commit + 2 * deadlines.silence), Proceed):
+                pass
+        except asyncio.TimeoutError as error:
+            raise RoundError("leader-deadline", self._channel.remote) from error
+        return pending
+
+    async def _held_or_fetched(self, link: Link) -> Pending:
         accepted = self._rounds.accepted
         if accepted is not None and accepted[0].link.hash() == link.hash():
             return accepted[1]
@@ -122,9 +136,10 @@ class Proposal:
                 if trade in done:
                     await self._traded(trade)
         finally:
-            for one in waiting:
+            ends: list[asyncio.Future[Any]] = [one for one in (trade, collect, message) if one is not None]
+            for one in ends:
                 one.cancel()
-            await asyncio.gather(*waiting, return_exceptions=True)
+            await asyncio.gather(*ends, return_exceptions=True)  # also of those that failed meanwhile
         return self._mean
 
     async def _report(self, report: Report) -> None:

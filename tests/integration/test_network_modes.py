@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from swarm.identity import Identity
 from swarm.network import Network
 from swarm.p2pd import P2PDOptions
+from swarm.wire import Message, StreamChannel
 from tests.processes import LOCAL, House, Peer, manifest, until, write_corpus
 
 IPV6, QUIC = "/ip6/::1/tcp/0", "/ip4/127.0.0.1/udp/0/quic-v1"
@@ -103,3 +105,41 @@ def test_a_bootstrap_over_quic_is_as_good_as_any(house: House, peers: dict[str, 
     bootstrap = house.programs[0]
     assert all("/quic-v1/" in maddr for maddr in bootstrap.maddrs)  # type: ignore[attr-defined]
     until(lambda: bootstrap.status["dht_peers"] >= 3, 30, "it knows who listens", [bootstrap])  # type: ignore[attr-defined]
+
+
+class Word(Message):
+    """Says which it is."""
+
+    number: int
+
+
+@pytest.mark.parametrize("maddr", [LOCAL, QUIC], ids=["tcp", "quic"])
+async def test_last_words_arrive_though_the_speaker_is_done(tmp_path: Path, maddr: str) -> None:
+    words, payload = 3, bytes(50_000)
+    networks = []
+    for name in ("speaker", "listener"):
+        identity = Identity.load_or_create(tmp_path / name)
+        networks.append(await Network.start(identity, P2PDOptions(identity.path, host_maddrs=(maddr,))))
+    speaker, listener = networks
+
+    async def speak(channel: StreamChannel) -> None:
+        await channel.receive(Word, timeout=30.0)
+        for number in range(words):
+            await channel.send(Word(number=number), payload)
+
+    async def listen() -> list[int]:
+        channel = await listener.open(speaker.peer_id, "/waggle/test", "round", 30.0)
+        try:
+            await channel.send(Word(number=0))
+            return [(await channel.receive(Word, timeout=30.0))[0].number for _ in range(words)]
+        finally:
+            channel.close()
+
+    try:
+        assert await listener.dial(speaker.peer_id, speaker.maddrs, 30.0)
+        await speaker.serve("/waggle/test", "round", speak)
+        heard = [await asyncio.gather(*(listen() for _ in range(10))) for _ in range(5)]
+    finally:
+        for network in networks:
+            await network.stop()
+    assert heard == [[list(range(words))] * 10] * 5

@@ -114,3 +114,16 @@ def test_the_order_of_records_does_not_matter(
         other.peers, other.phases, other.outer_step, other.companions,
     )  # fmt: skip
     assert set(one.ahead) == set(other.ahead)
+
+
+def test_who_says_goodbye_and_who_missed_the_last_outer_step() -> None:
+    found = seen(
+        a_record(1, phase="leaving"),
+        a_record(2, phase="stopped"),
+        a_record(3, Head(4, digest("before"), 80)),
+        a_record(4, Head(3, digest("long before"), 60)),
+        a_record(5),
+        a_record(0, phase="leaving"),
+    )
+    assert sorted(found.left) == sorted(PEERS[1:3])
+    assert found.missing == 1
