@@ -51,13 +51,16 @@ def memory(manifest: Manifest, parameters: int) -> Memory:
     """What a peer of this run needs, for a model of that many parameters, all float32."""
     size = 4 * parameters
     inner = _slots(manifest.inner) if manifest.inner is not None else 0
+    outer = _slots(manifest.outer)
+    # The contribution, what members sent for our part, the mean; two next states; our part of the last two means.
+    parts = 2 * CODEC_BYTES[manifest.round.codec] * parameters // manifest.round.min_group_size
     return Memory(
         parameters=size,
         gradients=size,
         inner_optimizer=inner * size,
-        outer_optimizer=_slots(manifest.outer) * size,
+        outer_optimizer=outer * size,
         committed=size,
-        round=2 * size,
+        round=3 * size + 2 * (1 + outer) * size + parts,
     )
 
 

@@ -199,7 +199,7 @@ class Attempt:
         try:
             message = await within(self._inbox.get(), timeout)
         except asyncio.TimeoutError:
-            raise RoundError("leader-deadline") from None
+            raise RoundError("leader-deadline", self._leader) from None
         if isinstance(message, WireError):
             raise message
         if isinstance(message, Aborted):
@@ -317,7 +317,8 @@ class Attempt:
             if error.culprit is None:
                 raise  # it came from the leader
             await proposal.give_up(error)
-            await self._outcome(proposal, None)
+            if error.culprit != self._leader or not error.reason.startswith("leader-"):
+                await self._outcome(proposal, None)
             raise
         finally:
             self._refused = proposal.refused

@@ -10,7 +10,7 @@ from peer.rounds.failures import Failures, blame
 from peer.rounds.members import Members
 from peer.rounds.messages import Committed, Failed, Group, Include, Proceed, Promised, Received, Voted
 from peer.rounds.verdict import Report, certify, distrusted, include
-from swarm.history import is_quorum
+from swarm.history import acceptors_of, is_quorum
 from swarm.identity import PeerId
 from swarm.wire import Message
 
@@ -42,8 +42,10 @@ class Conduct:
         self._previous, self._forgetful = previous, forgetful
         self._peers = {member.peer_id for member in group.members}
         self._failures = Failures()
-        ours = previous is None or group.isolated
-        self._acceptors = self._peers if ours else set(previous or ())
+        if group.finish is not None:
+            self._acceptors = acceptors_of(group.finish, previous)
+        else:  # of the link that is to come
+            self._acceptors = frozenset(self._peers if previous is None or group.isolated else previous)
         self._promised: set[PeerId] = set()
         self._reports: dict[PeerId, Report] = {}
         self._votes: dict[PeerId, Voted] = {}

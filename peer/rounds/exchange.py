@@ -100,6 +100,7 @@ class Exchange:
         if not reason and part.examples:
             reason = await self._take(channel, sender)
         if reason in ("gone", "deadline"):
+            channel.close()  # it is behind, and should not wait for a mean
             return
         if reason and reason != "non-finite":  # the stream is no longer where both ends think it is
             with contextlib.suppress(WireError):
@@ -204,13 +205,21 @@ class Exchange:
                 await channel.send(Chunk(index=index), await asyncio.shield(ready))
             await channel.send(MeanEnd(square_norm=await asyncio.shield(self._mean_norm)))
 
-        with contextlib.suppress(asyncio.TimeoutError, asyncio.CancelledError):  # cancelled: abandoned
+        try:
             await within(send(), self._remaining() + 2 * deadlines.commit)
+        except asyncio.TimeoutError:
+            channel.close()
+        except asyncio.CancelledError:
+            channel.close()
+            if not self._mean_norm.cancelled():  # else the attempt was abandoned, not we
+                raise
 
     def abandon(self) -> None:
         """The attempt is over: whoever still waits for our contribution or our mean is let go."""
         for trade in self._trades:
             trade.cancel()
+        self._contribution = torch.empty(0)
+        self._received.clear()
         self.report.cancel()
         self._mean_norm.cancel()
         for future in self._mean_chunks:
@@ -238,6 +247,7 @@ class Exchange:
             await self._all(verdict)
         finally:
             verdict.cancel()
+        self._contribution = torch.empty(0)  # the exchange is kept for those who are late; this is not
         return mean, sum(one.result() for one in self._trades)
 
     async def _all(self, verdict: asyncio.Future[Any]) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 
 import structlog
@@ -21,6 +22,7 @@ from peer.rounds.gates import check_weight
 from peer.rounds.members import Members
 from peer.rounds.messages import (
     Aborted,
+    Accepted,
     Call,
     Group,
     Join,
@@ -41,12 +43,12 @@ log = structlog.get_logger(__name__)
 class Leader:
     """One attempt at the outer step after the ledger's head. It begins to lead when its own peer sits down.
 
-    absences: who is away and since when no majority is known; shared with ``Rounds``. promised: what our own peer
-    promised before.
+    absences: who is away and since when no majority is known; shared with ``Rounds``. promised, accepted: what our
+    own peer promised and voted for at this outer step.
     """
 
-    def __init__(self, context: Context, absences: Absences, promised: Ballot | None):
-        self._context, self._absences, self._promised = context, absences, promised
+    def __init__(self, context: Context, absences: Absences, promised: Ballot | None, accepted: Accepted | None):
+        self._context, self._absences, self._promised, self._accepted = context, absences, promised, accepted
         self._head = context.ledger.head
         self._previous = context.ledger.participants
         self._members = Members(context)
@@ -120,12 +122,23 @@ class Leader:
     def _table(self) -> Table:
         return Table(
             self._seats,
-            self._previous,
+            self._needed(),
             self._absences.known(),
             self._opened_at or time.monotonic(),
             self._absences.alone_since,
             self._called_at,
         )
+
+    def _needed(self) -> Mapping[PeerId, int] | None:
+        """Whose majority may go on: the last participants'; at the first link theirs for whom somebody has voted.
+
+        That link may be committed where we cannot see it. Only when its participants stay away is it given up.
+        """
+        if self._previous is not None:
+            return self._previous
+        votes = [ready.accepted for ready in self._readies.values() if ready.accepted is not None]
+        votes += [self._accepted] if self._accepted is not None else []
+        return max(votes, key=lambda one: one.ballot.key()).link.participants if votes else None
 
     # -- the attempt -----------------------------------------------------------------------------------------
 
@@ -150,8 +163,12 @@ class Leader:
             self._closed = self._closed or self.refuse("over")
             self._members.end()
 
+    def _forgetful(self, *, isolated: bool) -> list[PeerId]:
+        """Who may have voted and not know it. Where a majority is given up, so is what it may have voted for."""
+        return [] if isolated else [peer for peer, seat in self._seats.items() if seat.forgetful]
+
     def _conduct(self, group: Group) -> Conduct:
-        forgetful = [peer for peer, seat in self._seats.items() if seat.forgetful]
+        forgetful = self._forgetful(isolated=group.isolated)
         return Conduct(self._context, self._members, self._absences, group, self._previous, forgetful)
 
     async def _until_heard(self) -> None:
@@ -197,7 +214,7 @@ class Leader:
                 reason = check_ready(message, self._promised, self._head, context.run_id, context.max_examples)
             if reason:
                 context.listener.refused(peer, reason)
-                await self._members.send(peer, self.refuse(reason))
+                await self._members.dismiss(peer, self.refuse(reason))
                 self._leave(peer)
                 return
             seat = replace(self._seats[peer], examples=message.examples)
@@ -222,7 +239,8 @@ class Leader:
         promised = [ready.promised for ready in readies.values() if ready.promised is not None]
         ballot = next_ballot(promised + ([self._promised] if self._promised else []), self._context.peer_id)
         accepted = {peer: ready.accepted for peer, ready in readies.items() if ready.accepted is not None}
-        finish = to_finish(accepted)
+        forgetful = self._forgetful(isolated=decision.isolated)
+        finish = to_finish(accepted, decision.members, self._previous, forgetful)
         members = [
             Member(
                 peer_id=peer,

@@ -61,6 +61,11 @@ class Members:
         if channel is not None:
             channel.close()
 
+    async def dismiss(self, peer: PeerId, message: Message) -> None:
+        """Sends one peer away with a word. It hangs up when it has read it: if we did, the word could get lost."""
+        await self.send(peer, message)
+        self._channels.pop(peer, None)
+
     def end(self) -> None:
         """Sends everyone away without a word, and wakes whoever listens."""
         for peer in list(self._channels):

@@ -23,7 +23,7 @@ from swarm.wire import StreamChannel
 
 log = structlog.get_logger(__name__)
 
-_KEPT_EXCHANGES = 4
+_KEPT_EXCHANGES = 2  # the one under way, and the one before for those who are late
 _DIALS = 3
 _DIAL_PAUSE_SECONDS = 0.1
 _SOON_SECONDS = 3.0
@@ -78,7 +78,7 @@ class Rounds:
 
     async def _set_table(self) -> None:
         await self._clear_table()
-        leader = Leader(self.context, self.absences, self.promised)
+        leader = Leader(self.context, self.absences, self.promised, self.accepted[0] if self.accepted else None)
         task = self.context.spawn(leader.run())
         self._leading.add(task)
         task.add_done_callback(self._leading.discard)

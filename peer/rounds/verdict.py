@@ -95,11 +95,23 @@ def check_ready(ready: Ready, ours: Ballot | None, head: Head, run_id: str, max_
     return check_finish(accepted.link, head, run_id, max_examples)
 
 
-def to_finish(accepted: Mapping[PeerId, Accepted]) -> tuple[Link, list[PeerId]] | None:
-    """The link a new ballot must complete, with its holders: the one accepted in the highest ballot."""
-    if not accepted:
+def to_finish(
+    accepted: Mapping[PeerId, Accepted],
+    members: Collection[PeerId],
+    previous: Mapping[PeerId, int] | None,
+    forgetful: Collection[PeerId],
+) -> tuple[Link, list[PeerId]] | None:
+    """The link that a new ballot of ``members`` must complete, with its holders: the one of the highest ballot.
+
+    A group that holds a majority of the last participants can complete every link that was voted for by one. Others
+    are left: an isolated group cannot commit what the majority began, nor the majority what an isolated group began.
+    """
+    able = [
+        one for one in accepted.values() if is_quorum(acceptors_of(one.link, previous), members, forgetful)
+    ]  # fmt: skip
+    if not able:
         return None
-    newest = max(accepted.values(), key=lambda one: one.ballot.key())
+    newest = max(able, key=lambda one: one.ballot.key())
     link_hash = newest.link.hash()
     return newest.link, sorted(peer for peer, one in accepted.items() if one.link.hash() == link_hash)
 

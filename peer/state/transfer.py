@@ -33,6 +33,8 @@ CHUNK_VALUES = 1 << 18
 _LINKS = 16
 _UPLOADS = 2
 _OPEN_SECONDS = 5.0
+_THANKS_SECONDS = 1.0
+_BUSY_SECONDS = 0.5  # before those who were busy are asked again
 
 
 class Ask(Message):
@@ -115,18 +117,27 @@ class Transfer:
                 payload = chunk.numpy().astype("<f4", copy=False).tobytes()
                 await within(channel.send(Values(), payload), self._chunk_seconds)
         await channel.receive(Values, timeout=self._chunk_seconds)  # the receiver's thanks: only now may we hang up
+        channel.close()
 
     # -- receiver --------------------------------------------------------------------------------------------
 
     async def fetch(self, link: Link, donors: Sequence[PeerId]) -> Pending:
-        """The state that ``link`` makes. Raises WireError when no donor sends it."""
-        for donor in donors:
-            try:
-                state, _ = await self._download(donor, link.digest, None)
-            except WireError as error:
-                log.warning("state download failed", donor=donor, why=str(error))
-                continue
-            return state
+        """The state that ``link`` makes. Raises WireError when no donor sends it; goes on while one is busy."""
+        left = random.sample(list(donors), len(donors))
+        while left:
+            busy = []
+            for donor in left:
+                try:
+                    state, _ = await self._download(donor, link.digest, None)
+                except WireError as error:
+                    log.warning("state download failed", donor=donor, why=str(error))
+                    if error.reason == "busy":
+                        busy.append(donor)
+                else:
+                    return state
+            left = busy
+            if left:
+                await asyncio.sleep(_BUSY_SECONDS)
         raise WireError("fetch", f"none of {len(donors)} donors sent the state {link.digest[:16]}")
 
     async def catch_up(self, donors: Sequence[PeerId], better: Callable[[Head], bool]) -> PeerId | None:
@@ -167,6 +178,7 @@ class Transfer:
                 self._check_offer(offer, better)
             state = await self._receive(channel, offer)
             await channel.send(Values())
+            await channel.linger(_THANKS_SECONDS)
             return state, offer.chain
         finally:
             channel.close()

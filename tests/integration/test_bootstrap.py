@@ -80,6 +80,8 @@ def test_two_bootstraps_know_each_other_and_a_restarted_one_is_the_same(
     until(lambda: second.status["dht_peers"] >= 1, 30, "it knows the first", [second])
     one = house.hold("at-first", run, initial_peers=bootstrap.maddrs)
     other = house.hold("at-second", run, initial_peers=second.maddrs)
+    late = house.hold("late", run, initial_peers=second.maddrs)  # knows nobody else
+    late.prepare()
     for peer in (one, other):
         peer.release()
     for peer in (one, other):
@@ -97,7 +99,7 @@ def test_two_bootstraps_know_each_other_and_a_restarted_one_is_the_same(
     until(lambda: again.status["joined"], START_SECONDS, "it joins again", [again])
     assert again.status["peer_id"] == before["peer_id"]
     assert again.maddrs == before["maddrs"]
-    late = house.peer("late", run, initial_peers=again.maddrs)  # knows nobody else
+    late.release()
     late.commits_until(max(one.outer_step, other.outer_step) + 1)
 
 

@@ -7,8 +7,10 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
+from peer.values import Stage
 from tests.harness import TERMS, RoundPeer, Swarm, agreed, swarm
 
 VALUES = torch.ones(1000)
@@ -61,6 +63,39 @@ async def test_half_of_the_last_participants_may_not_go_on_until_they_are_isolat
         await _step(made)  # and then they are the last participants
         assert not made.live[0].store.history.certificates[-1].link.isolated
         agreed(made.live)
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first link", "later link"])
+async def test_a_vote_that_only_the_dead_could_confirm_is_given_up(tmp_path: Path, first: bool) -> None:
+    async with swarm(tmp_path, 2, terms=replace(TERMS, min_group_size=1, isolation_seconds=4.0)) as made:
+        survivor, victim = made.live
+        if not first:
+            await _step(made)
+        step = survivor.store.head.outer_step
+        held, voted = (Stage.GATHERED, step), (Stage.VOTED, step)
+        victim.recorder.hook = lambda *reached: asyncio.Event().wait() if reached == held else None
+        survivor.recorder.hook = lambda *reached: victim.kill() if reached == voted and not victim.dead else None
+        trying = asyncio.ensure_future(victim.outer_step(VALUES, 10))
+        result = await asyncio.wait_for(survivor.step_until_committed(VALUES, 10), 60)
+        assert result.committed
+        assert voted in survivor.recorder.stages
+        assert "majority" in survivor.recorder.waits
+        link = survivor.store.history.certificates[-1].link
+        assert link.isolated
+        assert set(link.participants) == {survivor.peer_id}
+        trying.cancel()
+        await asyncio.gather(trying, return_exceptions=True)
+
+
+async def test_peers_that_all_forgot_go_on_after_the_isolation_time(tmp_path: Path) -> None:
+    async with swarm(tmp_path, 3, terms=replace(TERMS, isolation_seconds=3.0)) as made:
+        await _step(made)
+        for peer in made.live:
+            peer.store._forgetful = True  # as after a restart and a download
+        await _step(made)
+        assert all(peer.store.history.certificates[-1].link.isolated for peer in made.live)
+        await _step(made)
+        assert not any(peer.store.history.certificates[-1].link.isolated for peer in made.live)
 
 
 async def test_the_first_leader_is_dead_and_the_others_commit_at_once(tmp_path: Path) -> None:

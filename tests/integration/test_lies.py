@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
@@ -33,7 +34,7 @@ from swarm.p2pd import P2PDOptions
 from swarm.wire import Message
 from tests.evil import shout
 from tests.harness import RUN_ID
-from tests.stand import EXAMPLES, PARAMETERS, PEERS, Stand, stand, timed
+from tests.stand import DEADLINES, EXAMPLES, PARAMETERS, PEERS, SECONDS, Stand, stand, timed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -150,6 +151,26 @@ async def test_lying_leader(shared: Stand, kind: type[Message], lie: Callable[..
             await shared.commit(honest)
             await shared.commit(honest)
         assert told.is_set()
+
+    await timed(run())
+
+
+@pytest.mark.parametrize("kind", [Include, Committed])
+async def test_mute_leader(shared: Stand, kind: type[Message]) -> None:
+    """It shows signs of life and says nothing more."""
+
+    def tamper(peer: PeerId, message: Message, payload: bytes) -> tuple[Message, bytes] | bytes:
+        return b"" if isinstance(message, kind | Aborted) else (message, payload)
+
+    async def run() -> None:
+        await shared.ready()
+        await shared.until_leading(shared.culprit, True)
+        honest = shared.honest
+        shared.turn(deadlines=replace(DEADLINES, exchange=SECONDS, commit=SECONDS, silence=SECONDS))
+        shared.hand.tamper = tamper
+        async with shared.alongside(shared.given[shared.culprit.peer_id]):
+            await shared.commit(honest)
+        assert any(peer.rounds.absences.benched(shared.culprit.peer_id) for peer in honest)
 
     await timed(run())
 

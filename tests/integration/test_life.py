@@ -20,10 +20,7 @@ from swarm.manifest import Manifest
 from tests.processes import COMMIT_SECONDS, START_SECONDS, House, Peer, manifest, running, until, write_corpus
 
 LEAVE_SECONDS = 10.0  # what a peer may take to leave, and it shares two cores with the others here
-VICTIMS = [
-    *(f"{phase}-{signum}" for phase in ("training", "averaging") for signum in ("SIGTERM", "SIGINT")),
-    "forced", "killed", "p2pd-killed",
-]  # fmt: skip
+VICTIMS = ["training", "averaging-SIGTERM", "averaging-SIGINT", "forced", "killed", "p2pd-killed"]
 
 
 @pytest.fixture(scope="module")
@@ -97,17 +94,13 @@ def swarm(house: House, run: str) -> Swarm:
 
 @pytest.fixture(scope="module")
 def alone(house: House, run: str) -> dict[str, Peer]:
-    """Peers without a bootstrap that answers, and peers that know nobody; one of each per signal."""
+    """A peer without a bootstrap that answers, and one that knows nobody."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         nobody = (
             f"/ip4/127.0.0.1/tcp/{unused.getsockname()[1]}/p2p/12D3KooWBVzpKEd2PvND4FrhFzkAjDVXdJpXTDZrbdKg3aqQLaZs"
         )
-    peers = {}
-    for signum in ("SIGTERM", "SIGINT"):
-        for where, maddrs in (("lost", [nobody]), ("lonely", [])):
-            peers[f"{where}-{signum}"] = house.hold(f"{where}-{signum}", run, initial_peers=maddrs)
-    return peers
+    return {name: house.hold(name, run, initial_peers=maddrs) for name, maddrs in (("lost", [nobody]), ("lonely", []))}
 
 
 def leaves(peer: Peer, signum: signal.Signals) -> float:
@@ -133,23 +126,21 @@ def check_saved_state(peer: Peer, run: str) -> None:
     assert (state.outer_step, state.digest) == (last["outer_step"], last["digest"])
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_leaving_while_no_bootstrap_answers(alone: dict[str, Peer], signum: signal.Signals) -> None:
-    peer = alone[f"lost-{signum.name}"].release()
+def test_leaving_while_no_bootstrap_answers(alone: dict[str, Peer]) -> None:
+    peer = alone["lost"].release()
     peer.hear("none of the initial peers answers; trying again")
     assert peer.status["phase"] == "joining"
     assert peer.get("/readyz").status_code == 503
-    leaves(peer, signum)
+    leaves(peer, signal.SIGTERM)
     assert not (peer.folder / "state.safetensors").exists()
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_leaving_while_alone(alone: dict[str, Peer], signum: signal.Signals) -> None:
-    peer = alone[f"lonely-{signum.name}"].release()
+def test_leaving_while_alone(alone: dict[str, Peer]) -> None:
+    peer = alone["lonely"].release()
     status = peer.phase_is("paused", START_SECONDS)
     assert status["waiting"] == "company"
     assert status["outer_step"] == 0
-    leaves(peer, signum)
+    leaves(peer, signal.SIGINT)
     assert not (peer.folder / "state.safetensors").exists()
 
 
@@ -160,11 +151,10 @@ def test_leaving_while_the_main_thread_is_busy(house: House, run: str) -> None:
     assert peer.said("leaving in the middle of something")
 
 
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
-def test_leaving_while_training(swarm: Swarm, run: str, signum: signal.Signals) -> None:
-    with swarm.victim(f"training-{signum.name}") as peer:
+def test_leaving_while_training(swarm: Swarm, run: str) -> None:
+    with swarm.victim("training") as peer:
         peer.phase_is("training")
-        leaves(peer, signum)
+        leaves(peer, signal.SIGTERM)
     check_saved_state(peer, run)
 
 

@@ -91,12 +91,16 @@ def allowed(acceptors: int, members: frozenset[int], forgetful: frozenset[int]) 
 
 
 @cache
-def formed(leader: int, own: Key | None, readies: frozenset[tuple[int, Peer]]) -> tuple[Key, int | None]:
+def formed(
+    acceptors: int, leader: int, own: Key | None, readies: frozenset[tuple[int, Peer]]
+) -> tuple[Key, int | None]:
     """The ballot of a group, and the link to finish. own: what the leader's own peer promised."""
     promised = [ballot(peer.promised) for _, peer in readies if peer.promised is not None]
     made = next_ballot(promised + ([ballot(own)] if own else []), PEERS[leader])
     held = {PEERS[one]: peer.accepted for one, peer in readies if peer.accepted is not None}
-    finish = to_finish({one: Accepted(ballot=ballot(key), link=link(number)) for one, (key, number) in held.items()})
+    accepted = {one: Accepted(ballot=ballot(key), link=link(number)) for one, (key, number) in held.items()}
+    members, previous = [PEERS[one] for one, _ in readies], {PEERS[one]: 1 for one in range(acceptors)}
+    finish = to_finish(accepted, members, previous, [PEERS[one] for one, peer in readies if peer.forgetful])
     if finish is None:
         return (made.number, leader), None
     return (made.number, leader), next(number for _, number in held.values() if link(number) == finish[0])
@@ -136,7 +140,7 @@ def groups(peers: Peers) -> Iterator[tuple[frozenset[int], frozenset[int], Key, 
             if allowed(len(peers), members, forgetful):
                 readies = frozenset((one, peers[one]) for one in members)
                 for leader in everyone:  # it need not be ready itself
-                    key, finish = formed(leader, peers[leader].promised, readies)
+                    key, finish = formed(len(peers), leader, peers[leader].promised, readies)
                     yield members, forgetful, key, 9 if finish is None else finish
 
 
@@ -223,7 +227,7 @@ class Ballots(RuleBasedStateMachine):
         members = frozenset(range(len(self.peers))) - absent
         forgetful = frozenset(one for one in members if self.peers[one].forgetful)
         readies = frozenset((one, self.peers[one]) for one in members)
-        key, finish = formed(leader, self.peers[leader].promised, readies)
+        key, finish = formed(self.acceptors, leader, self.peers[leader].promised, readies)
         if not allowed(self.acceptors, members, forgetful):
             return Attempt(frozenset(), forgetful, key, 0)  # they wait in vain
         self.links += 1

@@ -135,7 +135,8 @@ def test_the_link_of_the_highest_ballot_is_finished(accepted: dict[str, Accepted
     # One ballot has one link: keep the first seen.
     seen: dict[tuple[int, str], Accepted] = {}
     accepted = {peer: seen.setdefault(one.ballot.key(), one) for peer, one in accepted.items()}
-    finish = to_finish(accepted)
+    everyone = dict.fromkeys(NAMES, 1)
+    finish = to_finish(accepted, NAMES, everyone, [])
     if not accepted:
         assert finish is None
         return
@@ -145,7 +146,20 @@ def test_the_link_of_the_highest_ballot_is_finished(accepted: dict[str, Accepted
     assert holders == sorted(peer for peer, one in accepted.items() if one.link == link)
     items = list(accepted.items())
     shuffle.shuffle(items)
-    assert to_finish(dict(items)) == finish
+    assert to_finish(dict(items), NAMES, everyone, []) == finish
+
+
+def test_a_group_finishes_only_what_it_can_certify() -> None:
+    majority, alone = a_link("majority"), a_link("alone", isolated=True, participants={PEERS[3]: 24})
+    low, high = Ballot(number=1, leader=PEERS[0]), Ballot(number=2, leader=PEERS[3])
+    previous = dict.fromkeys(PEERS[:4], 1)
+    accepted = {PEERS[2]: Accepted(ballot=low, link=majority), PEERS[3]: Accepted(ballot=high, link=alone)}
+    assert to_finish(accepted, PEERS[2:4], previous, []) == (alone, [PEERS[3]])  # without a majority
+    assert to_finish(accepted, PEERS[:3], previous, []) == (majority, [PEERS[2]])  # its maker is not there
+    assert to_finish(accepted, PEERS[:3], previous, PEERS[:2]) is None  # they may have voted for yet another
+    first = {PEERS[0]: Accepted(ballot=low, link=majority)}
+    assert to_finish(first, PEERS[:2], None, []) == (majority, [PEERS[0]])
+    assert to_finish(first, [PEERS[0], PEERS[3]], None, []) is None
 
 
 @pytest.mark.parametrize(
