@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.table import Table
-from rich.text import Text
 
 from swarm.errors import StateError
 from swarm.manifest import Manifest
@@ -99,28 +99,27 @@ def summary(report: Report, seconds: float) -> dict[str, Any]:
 
 def render_progress(statuses: Mapping[str, Mapping[str, Any]]) -> Table:
     """The live table: one row per peer."""
-    table = Table(title="the swarm now", title_justify="left", pad_edge=False)
-    columns = [
-        "peer",
-        "phase",
-        "outer step",
-        "inner steps",
-        "examples/s",
+    table = Table(title="the swarm now", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("peer", no_wrap=True)
+    table.add_column("phase", min_width=11)  # may wrap; all else fits 80 characters
+    for column in (
+        "outer\nstep",
+        "inner\nsteps",
+        "ex./s",
         "loss",
-        "validation",
-        "group",
-        "sent",
-        "received",
-        "digest",
-    ]
-    for column in columns:
-        table.add_column(column, justify="left" if column in ("peer", "phase", "digest") else "right", no_wrap=True)
+        "valid.\nloss",
+        "group\nsize",
+        "MB\nsent",
+        "MB\ngot",
+    ):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("digest", no_wrap=True)
     for name, status in statuses.items():
         if not status:
             table.add_row(name, "starting")
             continue
         table.add_row(
-            Text(f"{name} {str(status['peer_id'])[-6:]}"),
+            name,
             status["phase"] + (f" ({status['waiting']})" if status["waiting"] else ""),
             str(status["outer_step"]),
             str(status["inner_steps"]),
@@ -130,7 +129,7 @@ def render_progress(statuses: Mapping[str, Mapping[str, Any]]) -> Table:
             str(status["group_size"]),
             _megabytes(status["bytes_sent"]),
             _megabytes(status["bytes_received"]),
-            str(status["digest"])[:10],
+            str(status["digest"])[:8],
         )
     return table
 
@@ -140,7 +139,7 @@ def _number(value: float | None) -> str:
 
 
 def _megabytes(count: int) -> str:
-    return f"{count / 1e6:.1f} MB"
+    return f"{count / 1e6:.1f}"
 
 
 def draw_loss(report: Report, path: Path) -> Path:
