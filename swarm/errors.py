@@ -18,6 +18,9 @@ class ExitCode(IntEnum):
     DEVICE = 7
     STATE = 8
     MISSING_EXTRA = 9
+    RUN = 10
+    CLOCK = 11
+    MEMORY = 12
 
 
 class WaggleError(Exception):
@@ -72,3 +75,21 @@ class MissingExtraError(WaggleError):
     """An optional dependency is needed and not installed."""
 
     exit_code = ExitCode.MISSING_EXTRA
+
+
+class RunError(WaggleError):
+    """The run is not known to the swarm, or what is known of it is not what its id names."""
+
+    exit_code = ExitCode.RUN
+
+
+class ClockError(WaggleError):
+    """This machine's clock is too far from the swarm's for its records to be taken."""
+
+    exit_code = ExitCode.CLOCK
+
+
+class OutOfMemoryError(WaggleError):
+    """The model needs more memory than this machine has."""
+
+    exit_code = ExitCode.MEMORY
