@@ -159,6 +159,7 @@ def test_a_fault_of_ours_keeps_its_traceback() -> None:
 def test_ctrl_c_ends_with_130_and_no_traceback() -> None:
     code = (
         "import signal; from swarm.programs import main, new_app\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # whoever runs us in the background ignores it
         "app = new_app('x')\n"
         "@app.command()\n"
         "def wait(): print('ready', flush=True); signal.pause()\n"
