@@ -70,6 +70,17 @@ class PeerSettings(Settings):
         default="", description="Read the I-th of N shares of the data; empty derives it from the peer id."
     )
 
+    uploads: int = Field(
+        default=4, ge=1, le=64, description="How many peers may download the committed state from us at once."
+    )
+    upload_rate_bytes: int = Field(
+        default=0, ge=0, description="Bytes per second for all of them together; 0 sets no limit."
+    )
+    checkpoint_every: int = Field(
+        default=10, ge=1, description="Write a checkpoint after so many outer steps; one is written on leaving, too."
+    )
+    checkpoints_kept: int = Field(default=2, ge=1, description="How many checkpoints to keep: the newest.")
+
     @property
     def identity_path(self) -> Path:
         """The key file, wherever it is."""

@@ -13,10 +13,13 @@ import threading
 import time
 from concurrent import futures
 from concurrent.futures import Future
+from dataclasses import replace
+from hashlib import sha256
 from typing import Any
 
 import psutil
 import structlog
+import torch
 from prometheus_client import CollectorRegistry
 
 from peer.config import PeerSettings
@@ -29,13 +32,16 @@ from peer.optimizers import outer_optimizer
 from peer.phase import Event, Phase, next_phase
 from peer.rounds.attempt import Attempt
 from peer.rounds.gates import check_values
-from peer.state.files import save_state
+from peer.state.checkpoints import Checkpoints, run_folder
+from peer.state.files import Checkpoint
+from peer.state.messages import MAX_LINKS
 from peer.state.store import Store
 from peer.tasks import TASKS, build_model, check_vocabulary
-from peer.training import Trainer, choose_device, limit_threads
-from peer.values import LocalResult, RoundResult
+from peer.training import Trainer, choose_device, cursor_of, limit_threads
+from peer.values import LocalResult, LocalWork, RoundResult
 from swarm import logs
-from swarm.errors import DeviceError, ExitCode, NetworkError
+from swarm.errors import DeviceError, ExitCode, NetworkError, StateError
+from swarm.history import Ballot, HistoryError
 from swarm.identity import Identity
 from swarm.lifecycle import Shutdown
 from swarm.loop import LoopThread
@@ -79,6 +85,7 @@ class Peer:
         self._last_commit = 0.0
         self._online: Online | None = None
         self._stopping = threading.RLock()
+        self._busy = False
         shutdown.on_request(self._asked_to_leave)
 
     # -- startup ---------------------------------------------------------------------------------------------
@@ -99,13 +106,23 @@ class Peer:
         model = build_model(manifest)
         check_vocabulary(model, open_tokenizer(manifest).vocabulary_size)
         self._validation = validation_batches(manifest)
-        self._batches = Prefetcher(open_stream(manifest, self._identity.peer_id, data_shard=settings.data_shard))
         optimizer = outer_optimizer(manifest.outer)
         self._store = Store(manifest.run_id, Layout.of(model), read_parameters(model), optimizer)
+        folder, kept = run_folder(settings.data_dir, manifest.run_id), settings.checkpoints_kept
+        self._checkpoints = Checkpoints(folder, manifest.run_id, self._store.layout, self._store.slot_names, kept)
+        self._checkpoints.open(manifest.canonical())
+        work, promised = self._resume()
+        stream = open_stream(manifest, self._identity.peer_id, cursor_of(work), data_shard=settings.data_shard)
+        self._batches = Prefetcher(stream)
         self._trainer = Trainer(manifest, model, TASKS[manifest.task].loss, self._batches, device)
+        torch.manual_seed(int.from_bytes(sha256(f"{manifest.seed}:{self._reader}".encode()).digest()[:8], "big"))
+        self._trainer.load(self._store.committed.parameters)
+        if work is not None:
+            self._trainer.load_work(work)
         self._loop = LoopThread()
         self._shutdown.on_force(self._kill_children)
         online = Online(settings, manifest, self._store, self._metrics, lambda: self._phase, self._status)
+        online.promised = promised
         self._loop.run(online.start(self._identity, version()), timeout=60.0)
         self._online = online
         logs.tame()
@@ -118,6 +135,37 @@ class Peer:
             device=str(device),
         )
         self._loop.call(lambda: online.network.spawn(self._watch_p2pd(online)))
+
+    @property
+    def _reader(self) -> str:
+        """Whose stream of examples we read: a cursor into another one means nothing."""
+        return self._settings.data_shard or self._identity.peer_id
+
+    def _resume(self) -> tuple[LocalWork | None, Ballot | None]:
+        """Takes up the newest checkpoint; returns the local work in it and what we had promised."""
+        found = self._checkpoints.newest()
+        remembers, promised = self._checkpoints.recall(self._store.head.digest if found is None else found.state.digest)
+        if found is None:
+            return None, None
+        try:
+            self._store.resume(found.state, found.chain, remembers=remembers)
+        except HistoryError as error:
+            raise StateError(f"{self._checkpoints.folder}: {error}; move the folder away to begin afresh") from error
+        head = self._store.head
+        self._metrics.at_step(head.outer_step)
+        self._journal.write("resume", outer_step=head.outer_step, digest=head.digest, work=head.work)
+        log.info("resumed", outer_step=head.outer_step, digest=head.digest[:16], folder=str(self._checkpoints.folder))
+        work = found.local
+        if work is not None and work.facts.get("reader") != self._reader:
+            log.warning("the checkpoint is of another reader of the data; starting with its data from the beginning")
+            work = None
+        return work, promised if remembers else None
+
+    def _checkpoint(self, *, busy: bool = False) -> Checkpoint:
+        """All that we are now. busy: an inner step is under way, so what it changes is left out."""
+        work = self._trainer.settled_work() if busy else self._trainer.save_work()
+        chain = self._store.history.since(0, MAX_LINKS)
+        return Checkpoint(self._store.committed, chain, replace(work, facts={**work.facts, "reader": self._reader}))
 
     async def _watch_p2pd(self, online: Online) -> None:
         await online.network.died.wait()
@@ -158,7 +206,6 @@ class Peer:
         joined.cancel()
         if not self._shutdown.requested:
             self._loop.run(self._online.watch.look(), timeout=30.0)
-            self._trainer.load(self._store.committed.parameters)
 
     def _up_to_date(self) -> bool:
         """Whether our state is the swarm's; if not, tries to get it."""
@@ -195,7 +242,7 @@ class Peer:
         began = time.monotonic()
         self._work(attempt, rounds)
         if not self._shutdown.requested and not rounds.done():
-            attempt.finish(self._contribution())
+            self._loop.submit(online.hand_in(attempt, self._contribution()))
             self._event(Event.CALLED)
         self._await(rounds)
         result = rounds.result() if rounds.done() and not rounds.cancelled() else None
@@ -294,6 +341,8 @@ class Peer:
         self._trainer.load(self._store.committed.parameters)
         if link.outer_step % self._manifest.validation.every == 0 or self._finished:
             self._validate()
+        if link.outer_step % self._settings.checkpoint_every == 0:
+            self._checkpoints.begin(self._checkpoint())
 
     def _validate(self) -> None:
         if not self._validation or self._shutdown.requested:
@@ -319,6 +368,7 @@ class Peer:
             if self._phase in (Phase.LEAVING, Phase.STOPPED):
                 return
             log.warning("leaving in the middle of something", phase=self._phase.value)
+            self._busy = True
             self.shutdown()
             sys.stderr.flush()
             os._exit(ExitCode.OK)
@@ -331,24 +381,33 @@ class Peer:
 
     def _stop(self) -> None:
         self._event(Event.LEAVE)
+        in_order = True
         if self._online is not None:
             self._write_last_line()
             try:
                 self._loop.run(self._online.stop(_DRAIN_SECONDS), timeout=_GOODBYE_SECONDS)
             except futures.TimeoutError:
                 log.warning("leaving without a proper goodbye")
+                in_order = False
                 self._kill_children()
         if hasattr(self, "_loop"):
             self._loop.stop(timeout=1.0)
         if hasattr(self, "_batches"):
             self._batches.close()
-        if hasattr(self, "_store") and self._store.head.outer_step:
-            path = self._settings.data_dir / "state.safetensors"
-            save_state(path, self._manifest.run_id, self._store.layout, self._store.committed)
-            log.info("state saved", path=str(path), outer_step=self._store.head.outer_step)
+        if self._online is not None:
+            self._save(in_order, self._online)
         if hasattr(self, "_journal"):
             self._journal.close()
         self._event(Event.STOPPED)
+
+    def _save(self, in_order: bool, online: Online) -> None:
+        """The last checkpoint, and a note of what we promised where we know that no vote of ours is under way."""
+        head = self._store.head
+        path = self._checkpoints.finish(self._checkpoint(busy=self._busy) if head.outer_step else None)
+        if path is not None:
+            log.info("checkpoint written", path=str(path), outer_step=head.outer_step)
+        if path is not None and in_order and online.rounds.accepted is None and not self._store.forgetful:
+            self._checkpoints.remember(head.digest, online.rounds.promised)
 
     def _write_last_line(self) -> None:
         status = self._status()

@@ -6,7 +6,7 @@ The daemon owns one and talks to it from the main thread; everything here runs i
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -16,15 +16,17 @@ from peer.metrics import PeerMetrics
 from peer.phase import Phase
 from peer.progress import SwarmView
 from peer.rounds.assembly import Terms
+from peer.rounds.attempt import Attempt
 from peer.rounds.codec import CODECS
 from peer.rounds.context import Context, Deadlines
 from peer.rounds.rounds import Rounds
 from peer.state.store import Store
 from peer.state.transfer import Transfer
+from peer.values import LocalResult
 from peer.watch import Watch
 from swarm.exposition import Exposition
-from swarm.history import Head, heavier
-from swarm.identity import Identity, PeerId
+from swarm.history import Ballot, Head, heavier
+from swarm.identity import Identity
 from swarm.manifest import Manifest
 from swarm.network import Network
 from swarm.p2pd import P2PDOptions
@@ -68,6 +70,7 @@ class Online:
         self._phase, self._status = phase, status
         self._version = ""
         self.group_size = 0
+        self.promised: Ballot | None = None  # in an earlier life, at our head
         self.exposition: Exposition | None = None
         self.network: Network
         self.rounds: Rounds
@@ -119,7 +122,11 @@ class Online:
             parameters=self.store.layout.size,
         )
         self.rounds = Rounds(context, self.store.commit)
-        self.transfer = Transfer(manifest.run_id, self.store, self.network, self.metrics.transferred)
+        self.rounds.promised = self.promised
+        self.transfer = Transfer(
+            manifest.run_id, self.store, self.network, self.metrics.transferred,
+            uploads=self._settings.uploads, rate=self._settings.upload_rate_bytes,
+        )  # fmt: skip
         self.store.fetcher = self.transfer.fetch
         self.watch = Watch(manifest.run_id, self.network, self._record, lambda: self.store.head, self._seen)
         await self.rounds.start()
@@ -145,24 +152,26 @@ class Online:
     async def catch_up(self) -> bool:
         """Adopts a heavier state from whoever has it; whether that worked.
 
-        Who has just refused us is asked first: where outer steps are short, the next one would be over before the
+        Who has just refused us is asked too: where outer steps are short, the next one would be over before the
         records show this one.
         """
         told, self.rounds.ahead = self.rounds.ahead, None
-        if told is not None and await self._download([told]):
-            return True
-        await self.watch.look()
-        return await self._download(self.watch.view.ahead)
-
-    async def _download(self, donors: Sequence[PeerId]) -> bool:
+        view = await self.watch.look()
+        donors = list(view.ahead)
+        if told is not None and told not in donors:
+            donors.append(told)
         if not donors:
             return False
-        found = await self.transfer.catch_up(donors, lambda head: heavier(head, self.store.head))
-        if found is None:
+        if not await self.transfer.catch_up(donors, lambda head: heavier(head, self.store.head), view.claims):
             return False
         self.rounds.forget()
         self.watch.hurry()
         return True
+
+    async def hand_in(self, attempt: Attempt, local: LocalResult) -> None:
+        """Our contribution to an attempt, when those who download our state have had a moment to catch up."""
+        await self.transfer.donor.welcome.settled()
+        attempt.finish(local)
 
     def _record(self) -> PeerRecord:
         head: Head = self.store.head

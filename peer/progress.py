@@ -20,8 +20,9 @@ class SwarmView:
 
     phases: how many peers are in which. outer_step: where most peers stand (the highest of equals). companions:
     peers at our head that can be dialled, with their addresses. ahead: peers whose history is heavier than ours,
-    the heaviest first. forked: whether somebody is where we have been, with another digest. missing: how many peers
-    have yet to make the newest outer step that we made. left: peers that say that they leave.
+    the heaviest first. claims: where those say they are. forked: whether somebody is where we have been, with
+    another digest. missing: how many peers have yet to make the newest outer step that we made. left: peers that say
+    that they leave.
     """
 
     peers: int = 0
@@ -29,6 +30,7 @@ class SwarmView:
     outer_step: int = 0
     companions: Mapping[PeerId, Sequence[str]] = field(default_factory=dict)
     ahead: Sequence[PeerId] = ()
+    claims: Mapping[PeerId, Head] = field(default_factory=dict)
     forked: bool = False
     missing: int = 0
     left: Collection[PeerId] = ()
@@ -60,6 +62,7 @@ def view(
         outer_step=max(steps, key=lambda step: (steps[step], step)) if steps else head.outer_step,
         companions={peer: maddrs for peer, maddrs in reachable.items() if claims[peer] == head},
         ahead=[peer for one in ahead for peer in by_head[one]],
+        claims={peer: claim for peer, claim in claims.items() if heavier(claim, head)},
         forked=any(past.get(claim.outer_step, claim.digest) != claim.digest for claim in claims.values()),
         missing=sum(claim.outer_step == head.outer_step - 1 for claim in claims.values()),
         left=tuple(peer for peer, record in records.items() if peer != ourselves and record.phase in _AWAY),

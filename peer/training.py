@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from typing import Protocol
 
 import torch
 from torch import nn
 
-from peer.layout import read_gradients, read_parameters, write_parameters
+from peer.layout import read_gradients, read_parameters, trained, write_parameters
 from peer.optimizers import learning_rate
-from peer.values import Batch, LocalResult
+from peer.values import Batch, Cursor, LocalResult, LocalWork
 from swarm.manifest import Manifest
 from swarm.optimizer import Optimizer
 
@@ -59,6 +60,8 @@ class Trainer:
         self._total_steps = 0
         self._loss_sum = 0.0
         self._base = read_parameters(model)
+        self._cursor = Cursor()
+        self._settled = (self._cursor, 0)
 
     def load(self, parameters: torch.Tensor) -> None:
         """Starts local work afresh from a committed state, float32 [parameters]."""
@@ -66,6 +69,7 @@ class Trainer:
         write_parameters(self.model, parameters)
         self.model.zero_grad(set_to_none=True)
         self.examples, self.inner_steps, self._loss_sum = 0, 0, 0.0
+        self._settled = (self._cursor, self._total_steps)
 
     @property
     def done(self) -> bool:
@@ -77,7 +81,8 @@ class Trainer:
 
     def inner_step(self) -> float:
         """One batch; returns its mean loss."""
-        tokens = next(self._batches).tokens.to(self._device)
+        batch = next(self._batches)
+        self._cursor, tokens = batch.cursor, batch.tokens.to(self._device)
         self.model.train()
         loss = self._loss(self.model, tokens)
         if self._gradients:
@@ -111,6 +116,73 @@ class Trainer:
         loss = self._loss_sum / self.examples if self.examples else math.nan
         return LocalResult(contribution, self.examples, self.inner_steps, loss)
 
+    def save_work(self) -> LocalWork:
+        """All that ``load_work`` needs to go on from here, in the middle of local work too. Copies."""
+        tensors = {"random.cpu": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
+        if self.examples:
+            tensors["work"] = read_gradients(self.model) if self._gradients else read_parameters(self.model)
+        if self._inner is not None:
+            for index, parameter in enumerate(self._inner.param_groups[0]["params"]):
+                for name, value in self._inner.state.get(parameter, {}).items():
+                    if isinstance(value, torch.Tensor):
+                        tensors[f"inner.{index}.{name}"] = value.detach().to("cpu", copy=True)
+        facts = {
+            "cursor": asdict(self._cursor), "total_steps": self._total_steps, "examples": self.examples,
+            "inner_steps": self.inner_steps, "loss_sum": self._loss_sum,
+        }  # fmt: skip
+        return LocalWork(tensors, facts)
+
+    def settled_work(self) -> LocalWork:
+        """As ``save_work``, but as of the last ``load`` and without tensors: while an inner step is under way."""
+        cursor, total_steps = self._settled
+        facts = {"cursor": asdict(cursor), "total_steps": total_steps, "examples": 0, "inner_steps": 0, "loss_sum": 0.0}
+        return LocalWork({}, facts)
+
+    def load_work(self, work: LocalWork) -> None:
+        """Goes on from ``save_work``, after ``load`` of the same committed state.
+
+        Raises:
+            KeyError, ValueError, TypeError, RuntimeError: it is not the work of such a trainer.
+        """
+        facts, tensors = work.facts, work.tensors
+        self._cursor, self._total_steps = cursor_of(work), int(facts["total_steps"])
+        self._settled = (self._cursor, self._total_steps)
+        self._load_inner_state(tensors)
+        if "work" in tensors:
+            (self._write_gradients if self._gradients else self._write_parameters)(tensors["work"])
+            self.examples, self.inner_steps = int(facts["examples"]), int(facts["inner_steps"])
+            self._loss_sum = float(facts["loss_sum"])
+        if "random.cpu" in tensors:
+            torch.set_rng_state(tensors["random.cpu"])
+        if "random.cuda" in tensors and self._device.type == "cuda":
+            torch.cuda.set_rng_state(tensors["random.cuda"], self._device)
+
+    def _load_inner_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        if self._inner is None:
+            return
+        for index, parameter in enumerate(self._inner.param_groups[0]["params"]):
+            prefix = f"inner.{index}."
+            state = {}
+            for name, value in tensors.items():
+                if name.startswith(prefix):
+                    at_parameter = value.to(parameter.device) if value.dim() else value  # torch keeps counters here
+                    if value.dim() and value.shape != parameter.shape:
+                        raise ValueError(f"{name} has the shape {tuple(value.shape)}")
+                    state[name.removeprefix(prefix)] = at_parameter
+            if state:
+                self._inner.state[parameter] = state
+
+    def _write_parameters(self, flat: torch.Tensor) -> None:
+        write_parameters(self.model, flat)
+
+    def _write_gradients(self, flat: torch.Tensor) -> None:
+        offset = 0
+        for _, value in trained(self.model):
+            value.grad = flat[offset : offset + value.numel()].view_as(value).to(value.device, copy=True)
+            offset += value.numel()
+
     def forget_inner_state(self) -> None:
         """Starts the inner optimizer afresh: after values that were not finite its moments are not either."""
         if self._inner is not None and self._manifest.inner is not None:
@@ -123,6 +195,13 @@ class Trainer:
         total = sum(float(self._loss(self.model, tokens.to(self._device))) * len(tokens) for tokens in batches)
         count = sum(len(tokens) for tokens in batches)
         return total / count if count else math.nan
+
+
+def cursor_of(work: LocalWork | None) -> Cursor:
+    """Where the data goes on; at its beginning where nothing is known."""
+    if work is None:
+        return Cursor()
+    return Cursor(int(work.facts["cursor"]["shard_number"]), int(work.facts["cursor"]["block"]))
 
 
 def choose_device(name: str) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import torch
 
@@ -48,16 +49,29 @@ class LocalResult:
 
 
 @dataclass(frozen=True)
-class Pending:
-    """An outer step computed and not yet committed.
+class LocalWork:
+    """What a peer has beside the committed state, to go on exactly where it was.
 
-    parameters: float32 [parameters]; slots: optimizer state, each float32 [parameters].
+    tensors: its model, the state of its inner optimizer, random states. facts: counters and the cursor, JSON types.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Pending:
+    """The state after an outer step, be it committed or not yet.
+
+    parameters: float32 [parameters]; slots: optimizer state, each float32 [parameters]. hashes: sha256 of each
+    chunk of ``peer.layout``, 32 bytes each, from which the digest is made.
     """
 
     outer_step: int
     parameters: torch.Tensor
     slots: Mapping[str, torch.Tensor]
     digest: str
+    hashes: bytes
 
 
 @dataclass(frozen=True)

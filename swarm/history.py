@@ -229,6 +229,20 @@ class History:
             self.certificates = list(_standing_alone(chain))
         del self.certificates[: -self.keep]
 
+    def restore(self, chain: Sequence[Certificate]) -> None:
+        """Takes links from our own disk. They were checked before they were saved; a disk may still have changed them.
+
+        Raises:
+            HistoryError: they do not follow each other, or are of another run.
+        """
+        for index, one in enumerate(chain):
+            if one.link.run_id != self.run_id:
+                raise HistoryError(f"a link of the run {one.link.run_id}")
+            if index:
+                before = chain[index - 1].link
+                check_link(Head(before.outer_step, before.digest, before.work), one.link)
+        self.certificates = list(chain)
+
     def since(self, outer_step: int, limit: int = 256) -> list[Certificate]:
         """At most ``limit`` newest certificates after ``outer_step``."""
         return [one for one in self.certificates if one.link.outer_step > outer_step][-limit:]

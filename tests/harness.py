@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from peer.rounds.rounds import Rounds
 from peer.state.store import Store
 from peer.state.transfer import Transfer
 from peer.values import LocalResult, RoundResult, Stage
-from swarm.history import heavier
+from swarm.history import Head, heavier
 from swarm.identity import Identity, PeerId
 from swarm.network import Network
 from swarm.optimizer import Optimizer
@@ -127,13 +127,13 @@ class RoundPeer:
             result = await self.outer_step(contribution, examples)
         return result
 
-    async def catch_up(self, donors: Collection[PeerId]) -> PeerId | None:
+    async def catch_up(self, donors: Sequence[PeerId], claims: Mapping[PeerId, Head] | None = None) -> bool:
         """As a daemon does: adopts a heavier state, and forgets what it promised at its old one."""
-        donor = await self.transfer.catch_up(donors, lambda head: heavier(head, self.store.head))
-        if donor is not None:
+        found = await self.transfer.catch_up(donors, lambda head: heavier(head, self.store.head), claims)
+        if found:
             self.rounds.forget()
             self.digests[self.store.head.outer_step] = self.store.head.digest
-        return donor
+        return found
 
     def kill(self) -> None:
         """SIGKILL for its p2pd: to the others it is a dead peer."""
@@ -168,12 +168,13 @@ class Swarm:
         client: bool = False,
         wrap: Callable[[Network], Network] = lambda network: network,
         chunk_seconds: float = 20.0,
+        rate: int = 0,
         **changes: object,
     ) -> RoundPeer:
         """Starts a peer.
 
-        client: cannot listen. wrap: puts a hand on its streams (``tests.evil``). changes: replace fields of its
-        Context.
+        client: cannot listen. rate: bytes per second that it gives to others' downloads. wrap: puts a hand on its
+        streams (``tests.evil``). changes: replace fields of its Context.
         """
         identity = Identity.load_or_create(self.folder / f"{len(list(self.folder.glob('*.key')))}.key")
         options = P2PDOptions(identity.path, host_maddrs=() if client else ("/ip4/127.0.0.1/tcp/0",))
@@ -185,7 +186,7 @@ class Swarm:
         store = Store(RUN_ID, layout, start, outer_optimizer(self.optimizer))
         transfers: list[tuple[str, str]] = []
         transfer = Transfer(
-            RUN_ID, store, network, lambda *outcome: transfers.append(outcome), chunk_seconds=chunk_seconds
+            RUN_ID, store, network, lambda *outcome: transfers.append(outcome), chunk_seconds=chunk_seconds, rate=rate
         )
         store.fetcher = transfer.fetch
         recorder = Recorder()

@@ -17,6 +17,7 @@ from typing import Any, TextIO, TypeVar
 import httpx
 import psutil
 
+from peer.state.checkpoints import checkpoint_files
 from swarm import launcher
 
 T = TypeVar("T")
@@ -55,10 +56,10 @@ def running(folder: Path) -> dict[int, str]:
     return found
 
 
-def json_lines(path: Path) -> Iterator[Json]:
-    """The JSON objects of a file, a half-written last line left out."""
+def json_lines(path: Path, begin: int = 0) -> Iterator[Json]:
+    """The JSON objects of a file from byte ``begin`` on, a half-written last line left out."""
     if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        for line in path.read_bytes()[begin:].decode(errors="replace").splitlines(keepends=True):
             if line.startswith("{") and line.endswith("}\n"):
                 yield json.loads(line)
 
@@ -74,6 +75,7 @@ class Program:
         self.folder, self.name = folder, folder.name
         self.signalled_at = 0.0
         self.out, self.err = folder / "stdout", folder / "stderr"
+        self._began_at = self.err.stat().st_size if self.err.exists() else 0  # an earlier life has said something
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WAGGLE_")}
         with self.out.open("ab") as out, self.err.open("ab") as err:
             self.process = subprocess.Popen(
@@ -84,8 +86,8 @@ class Program:
 
     @property
     def logs(self) -> list[Json]:
-        """What it logged."""
-        return list(json_lines(self.err))
+        """What it logged in this life."""
+        return list(json_lines(self.err, self._began_at))
 
     @property
     def words(self) -> str:
@@ -185,10 +187,11 @@ class Peer(Daemon):
     started = "peer started"
 
     def __init__(self, folder: Path, manifest: str, *flags: str, initial_peers: Sequence[str] = ()):
-        folder.mkdir(parents=True)
+        folder.mkdir(parents=True, exist_ok=True)
         self._manifest, self._pipe = manifest, folder / "run.toml"
         self._writer: TextIO | None = None
-        os.mkfifo(self._pipe)
+        if not self._pipe.exists():
+            os.mkfifo(self._pipe)
         own = ["--run", str(self._pipe), "--data-dir", str(folder), "--threads", "1", "--device", "cpu"]
         listen = [] if {"--host-maddrs", "--client-mode"} & set(flags) else ["--host-maddrs", LOCAL]
         met = [word for maddr in initial_peers for word in ("--initial-peers", maddr)]
@@ -243,6 +246,11 @@ class Peer(Daemon):
         """Of its newest commit; 0 before."""
         return max((line["outer_step"] for line in self.events("commit")), default=0)
 
+    @property
+    def checkpoints(self) -> list[Path]:
+        """The files of its checkpoints, the newest first."""
+        return [path for folder in (self.folder / "checkpoints").glob("*") for path in checkpoint_files(folder)]
+
     def commits_until(self, outer_step: int, seconds: float = COMMIT_SECONDS) -> None:
         """Waits until it has committed this outer step."""
 
@@ -274,7 +282,7 @@ class House:
         return self._add(Bootstrap(self.folder / name, *flags, host_maddr=host_maddr))
 
     def hold(self, name: str, manifest: str, *flags: str, initial_peers: Sequence[str] = ()) -> Peer:
-        """Starts a peer that waits to be released."""
+        """Starts a peer that waits to be released; the same name again is the same peer."""
         return self._add(Peer(self.folder / name, manifest, *flags, initial_peers=initial_peers))
 
     def peer(self, name: str, manifest: str, *flags: str, initial_peers: Sequence[str] = ()) -> Peer:

@@ -58,6 +58,22 @@ def _status(
     show(http, as_json)
 
 
+@app.command("export")
+def _export(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to make; it must not be there yet.")],
+    data_dir: Annotated[
+        Path, typer.Option(metavar="DIR", envvar="WAGGLE_DATA_DIR", help="Where the peer keeps its checkpoints.")
+    ] = Path("~/.waggle"),
+    run: Annotated[
+        str | None, typer.Option(metavar="RUN_ID", help="Which run, where the directory holds more than one.")
+    ] = None,
+) -> None:
+    """The newest checkpoint as a folder that transformers' from_pretrained loads."""
+    from waggle.export import export
+
+    typer.echo(f"written to {export(data_dir.expanduser(), run, output)}")
+
+
 app.command("bootstrap")(bootstrap)
 app.command("peer")(peer)
 app.add_typer(run_app, name="run", help="Check and explain a manifest.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import sys
 import tempfile
@@ -55,7 +56,7 @@ def demo(peers: int, outer_steps: int, as_json: bool, output: Path) -> None:
         follow(processes, children, client, console, stop)
         seconds = time.monotonic() - began
         report = read_journals(manifest, [child.folder for child in children])
-        sample = sample_text(manifest, children[0].folder / "state.safetensors")
+        sample = sample_text(manifest, children[0].folder)
     plot = draw_loss(report, output / "loss.png")
     _tell(console, report, sample, plot, seconds)
     if as_json:
@@ -78,8 +79,10 @@ def _stop_on_signals(stack: ExitStack) -> threading.Event:
 
 def _clear(output: Path) -> None:
     """Removes what an earlier demo left, and nothing else."""
-    for old in [*output.glob("*/journal.jsonl"), *output.glob("*/state.safetensors"), output / "loss.png"]:
+    for old in [*output.glob("*/journal.jsonl"), output / "loss.png"]:
         old.unlink(missing_ok=True)
+    for old in output.glob("peer-*/checkpoints"):
+        shutil.rmtree(old)
 
 
 def start_swarm(

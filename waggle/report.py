@@ -162,16 +162,13 @@ def draw_loss(report: Report, path: Path) -> Path:
     return path
 
 
-def sample_text(manifest: Manifest, state: Path, prompt: str = "def ", length: int = 240) -> str:
+def sample_text(manifest: Manifest, data_dir: Path, prompt: str = "def ", length: int = 240) -> str:
     """Text that the committed model generates, seeded by the manifest."""
     from peer.data import open_tokenizer
-    from peer.layout import Layout, write_parameters
-    from peer.state.files import load_state
-    from peer.tasks import build_model, generate
+    from peer.tasks import generate
+    from waggle.export import committed_model
 
-    model = build_model(manifest)
-    committed = load_state(state, manifest.run_id, Layout.of(model))
-    write_parameters(model, committed.parameters)
+    model = committed_model(manifest, data_dir)
     tokenizer = open_tokenizer(manifest)
     ids = generate(model, [int(one) for one in tokenizer.encode(prompt)], length, temperature=0.6, seed=manifest.seed)
     return prompt + tokenizer.decode(ids)

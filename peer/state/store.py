@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 import structlog
 import torch
 
-from peer.layout import Layout, state_digest
+from peer.layout import Layout, named_state
 from peer.optimizers import OuterOptimizer
 from peer.values import Pending
-from swarm.history import Certificate, Head, History, Link, check_chain
+from swarm.history import Certificate, Head, History, HistoryError, Link, check_chain
 from swarm.identity import PeerId
 
 log = structlog.get_logger(__name__)
@@ -32,9 +32,8 @@ class Store:
         self.layout = layout
         self._optimizer = optimizer
         slots = {name: torch.zeros_like(parameters) for name in optimizer.slots}
-        digest = state_digest(layout, 0, parameters, slots)
-        self.committed = Pending(0, parameters, slots, digest)
-        self.history = History(run_id, digest)
+        self.committed = named_state(layout, 0, parameters, slots)
+        self.history = History(run_id, self.committed.digest)
         self.fetcher: Fetch | None = None
         self._forgetful = True
         self._proposals: dict[str, Pending] = {}
@@ -56,8 +55,8 @@ class Store:
 
     @property
     def slot_names(self) -> tuple[str, ...]:
-        """The optimizer's slots, in the order of transfer."""
-        return self._optimizer.slots
+        """The optimizer's slots, in the order in which they are hashed and sent."""
+        return tuple(sorted(self._optimizer.slots))
 
     def find(self, digest: str) -> Pending | None:
         """The committed state or a recent proposal."""
@@ -71,8 +70,7 @@ class Store:
 
         def work() -> Pending:
             parameters, slots = self._optimizer.step(base.parameters, base.slots, mean, square_norm, base.outer_step)
-            outer_step = base.outer_step + 1
-            return Pending(outer_step, parameters, slots, state_digest(self.layout, outer_step, parameters, slots))
+            return named_state(self.layout, base.outer_step + 1, parameters, slots)
 
         pending = await asyncio.get_running_loop().run_in_executor(None, work)
         self._keep(pending)
@@ -102,6 +100,20 @@ class Store:
     def check(self, chain: Sequence[Certificate]) -> Head:
         """The head that a downloaded chain leads to. Raises HistoryError."""
         return check_chain(self.history.run_id, self.head, self.participants, chain)
+
+    def resume(self, state: Pending, chain: Sequence[Certificate], *, remembers: bool) -> None:
+        """Goes on from a checkpoint of our own: a state and the links that lead to it, as they were saved.
+
+        remembers: whether all that we promised before is known too; else an earlier process of ours may have voted.
+
+        Raises:
+            HistoryError: the links do not lead to the state.
+        """
+        self.history.restore(chain)
+        if (self.head.outer_step, self.head.digest) != (state.outer_step, state.digest):
+            raise HistoryError("the saved links lead elsewhere")
+        self.committed = state
+        self._forgetful = not remembers
 
     def adopt(self, state: Pending, chain: Sequence[Certificate]) -> None:
         """Replaces the state by a downloaded one; ``chain``, already checked, leads to it, empty at step 0."""

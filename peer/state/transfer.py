@@ -1,193 +1,170 @@
-"""Passing the committed state from peer to peer, checked against the history that leads to it.
+"""Obtaining the committed state from peers: several are asked at once, and none is believed for its word.
 
-The donor offers the newest links of its chain and sends the state they end in. The receiver checks the links, sizes
-and, at the end, the digest. Verified chunks from many donors at once are the next step; this is one donor at a time,
-the next one when it fails.
+The links of an offer must lead to it and enough peers must stand by it (``choice.py``); then all donors that have the
+chosen state send chunks of it, each checked against the digest (``download.py``). One that is slow is overtaken, one
+that is wrong or gone is left and named.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import Callable, Sequence
-from typing import Annotated
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
-import numpy as np
 import structlog
-import torch
-from pydantic import Field
 
-from peer.layout import state_digest
+from peer.state.choice import Bid, choose
+from peer.state.donor import OPEN_SECONDS, Donor, Outcome
+from peer.state.download import Download, check_hashes
+from peer.state.messages import STATE_PROTOCOL, Ask, Offer, Thanks, Unavailable, Values, Want
 from peer.state.store import Store
 from peer.values import Pending
 from swarm.deadline import within
-from swarm.history import Certificate, Digest, Head, HistoryError, Link, Step
+from swarm.history import Certificate, Head, HistoryError, Link
 from swarm.identity import PeerId
 from swarm.network import Network
-from swarm.wire import Channel, Message, StreamChannel, WireError
+from swarm.wire import StreamChannel, WireError
 
 log = structlog.get_logger(__name__)
 
-STATE_PROTOCOL = "/waggle/1/state"
-CHUNK_VALUES = 1 << 18
-_LINKS = 16
-_UPLOADS = 2
-_OPEN_SECONDS = 5.0
+DONORS_AT_ONCE = 6
+_WINDOW = 3  # chunks asked for ahead, so that a donor's line is not idle while we answer
 _THANKS_SECONDS = 1.0
 _BUSY_SECONDS = 0.5  # before those who were busy are asked again
 
 
-class Ask(Message):
-    """Send me a state: the one called ``digest``, or your committed one, with the links after ``since``."""
+@dataclass(frozen=True)
+class Source:
+    """A donor that waits to be asked for chunks of what it offered."""
 
-    run_id: Annotated[str, Field(max_length=64)]
-    since: Step
-    digest: Digest | None = None
-
-
-class Offer(Message):
-    """What follows: ``values`` float32 values, parameters then slots, in chunks."""
-
-    outer_step: Step
-    digest: Digest
-    chain: Annotated[list[Certificate], Field(max_length=_LINKS)]
-    values: Annotated[int, Field(ge=0, lt=1 << 40)]
-
-
-class Values(Message):
-    """A chunk of the state, float32 little-endian, in the payload."""
-
-
-class Unavailable(Message):
-    """No such state here, or too many downloads already."""
-
-    reason: Annotated[str, Field(max_length=32)]
-
-
-Outcome = Callable[[str, str], None]
-"""Called with "upload" or "download" and how it ended."""
+    donor: PeerId
+    channel: StreamChannel
+    offer: Offer
+    hashes: bytes
 
 
 class Transfer:
-    """Serves this peer's state and downloads others'.
+    """Serves this peer's state (``donor``) and downloads others'.
 
     chunk_seconds: how long the other side may take for one chunk, so that a slow one is told from a stalled one.
     """
 
-    def __init__(self, run_id: str, store: Store, network: Network, outcome: Outcome, *, chunk_seconds: float = 20.0):
+    def __init__(
+        self,
+        run_id: str,
+        store: Store,
+        network: Network,
+        outcome: Outcome,
+        *,
+        uploads: int = 4,
+        rate: int = 0,
+        chunk_seconds: float = 20.0,
+    ):
         self._run_id, self._store, self._network, self._outcome = run_id, store, network, outcome
         self._chunk_seconds = chunk_seconds
-        self._uploads = asyncio.Semaphore(_UPLOADS)
+        self._unfinished: Download | None = None
+        self.donor = Donor(run_id, store, outcome, uploads=uploads, rate=rate, chunk_seconds=chunk_seconds)
 
     async def start(self) -> None:
         """Begins to serve."""
-        await self._network.serve(STATE_PROTOCOL, "state", self._serve)
-
-    # -- donor -----------------------------------------------------------------------------------------------
-
-    async def _serve(self, channel: StreamChannel) -> None:
-        ask, _ = await channel.receive(Ask, timeout=_OPEN_SECONDS)
-        state = self._store.committed if ask.digest is None else self._store.find(ask.digest)
-        history = self._store.history
-        # Who stands beside us on another history may have as many steps: then the newest links are what it needs.
-        chain = history.since(ask.since, _LINKS) or history.since(0, _LINKS)
-        if state is not self._store.committed:
-            chain = []
-        reason = "run" if ask.run_id != self._run_id else "unknown" if state is None else ""
-        if not reason and self._uploads.locked():
-            reason = "busy"
-        if reason or state is None:
-            await channel.send(Unavailable(reason=reason))
-            return
-        async with self._uploads:
-            try:
-                await self._upload(channel, state, chain)
-            except (WireError, asyncio.TimeoutError) as error:
-                log.debug("state upload failed", peer=channel.remote, why=repr(error))
-                self._outcome("upload", "failed")
-            else:
-                self._outcome("upload", "ok")
-
-    async def _upload(self, channel: Channel, state: Pending, chain: list[Certificate]) -> None:
-        vectors = [state.parameters, *(state.slots[name] for name in self._store.slot_names)]
-        values = sum(vector.numel() for vector in vectors)
-        await channel.send(Offer(outer_step=state.outer_step, digest=state.digest, chain=chain, values=values))
-        for vector in vectors:
-            for chunk in torch.split(vector, CHUNK_VALUES):
-                payload = chunk.numpy().astype("<f4", copy=False).tobytes()
-                await within(channel.send(Values(), payload), self._chunk_seconds)
-        await channel.receive(Values, timeout=self._chunk_seconds)  # the receiver's thanks: only now may we hang up
-        channel.close()
-
-    # -- receiver --------------------------------------------------------------------------------------------
+        await self._network.serve(STATE_PROTOCOL, "state", self.donor.serve)
 
     async def fetch(self, link: Link, donors: Sequence[PeerId]) -> Pending:
         """The state that ``link`` makes. Raises WireError when no donor sends it; goes on while one is busy."""
         left = random.sample(list(donors), len(donors))
         while left:
-            busy = []
-            for donor in left:
-                try:
-                    state, _ = await self._download(donor, link.digest, None)
-                except WireError as error:
-                    log.warning("state download failed", donor=donor, why=str(error))
-                    if error.reason == "busy":
-                        busy.append(donor)
-                else:
-                    return state
-            left = busy
-            if left:
+            asked, left = left[:DONORS_AT_ONCE], left[DONORS_AT_ONCE:]
+            sources, busy = await self._ask_all(asked, link.digest)
+            state = await self._gather(sources, link.outer_step, link.digest)
+            if state is not None:
+                return state
+            left += busy
+            if busy:
                 await asyncio.sleep(_BUSY_SECONDS)
         raise WireError("fetch", f"none of {len(donors)} donors sent the state {link.digest[:16]}")
 
-    async def catch_up(self, donors: Sequence[PeerId], better: Callable[[Head], bool]) -> PeerId | None:
-        """Downloads and adopts a committed state whose head is ``better`` than ours.
+    async def catch_up(
+        self, donors: Sequence[PeerId], better: Callable[[Head], bool], claims: Mapping[PeerId, Head] | None = None
+    ) -> bool:
+        """Downloads and adopts a committed state whose head is ``better`` than ours; whether that worked.
 
-        Returns:
-            The donor, or None when none could give one.
+        Args:
+            claims: what the records of peers ahead of us say; they count for or against what donors offer.
         """
-        shuffled = random.sample(list(donors), len(donors))  # so that newcomers do not all ask the same
-        for donor in shuffled:
+        asked = random.sample(list(donors), len(donors))[:DONORS_AT_ONCE]  # newcomers do not all ask the same
+        sources, _ = await self._ask_all(asked, None)
+        bids: dict[PeerId, Bid] = {}
+        for source in list(sources):
             try:
-                state, chain = await self._download(donor, None, better)
-                if not better(self._head(state.outer_step, state.digest, chain)):
-                    raise WireError("stale", "ours is as good by now")
+                bids[source.donor] = self._bid(source, better)
             except WireError as error:
-                self._outcome("download", error.reason)
-                log.warning("state download failed", donor=donor, why=str(error))
-                continue
-            self._store.adopt(state, chain)
-            self._outcome("download", "ok")
-            log.info("state downloaded", donor=donor, outer_step=state.outer_step, digest=state.digest[:16])
-            return donor
-        return None
+                sources.remove(source)
+                self._drop(source, error)
+        target = choose(list(bids.values()), claims or {})
+        if target is None:
+            for source in sources:
+                self._drop(source, WireError("alone", "nobody else stands by what it offers"))
+            return False
+        chain = next(one.offer.chain for one in sources if bids[one.donor].head == target)
+        sources = await self._agree(sources, target)
+        state = await self._gather(sources, target.outer_step, target.digest)
+        if state is None or not better(target):
+            return False
+        self._store.adopt(state, chain)
+        self._outcome("download", "ok")
+        log.info(
+            "state downloaded", donors=[one.donor for one in sources], outer_step=target.outer_step,
+            digest=target.digest[:16],
+        )  # fmt: skip
+        return True
 
-    async def _download(
-        self, donor: PeerId, digest: str | None, better: Callable[[Head], bool] | None
-    ) -> tuple[Pending, list[Certificate]]:
-        channel = await self._network.open(donor, STATE_PROTOCOL, "state", _OPEN_SECONDS)
+    # -- asking ----------------------------------------------------------------------------------------------
+
+    async def _ask_all(self, donors: Sequence[PeerId], digest: str | None) -> tuple[list[Source], list[PeerId]]:
+        """Who offers something, and who is too busy to."""
+        answers = await asyncio.gather(*(self._ask(donor, digest) for donor in donors), return_exceptions=True)
+        sources, busy = [], []
+        for donor, answer in zip(donors, answers, strict=True):
+            if isinstance(answer, Source):
+                sources.append(answer)
+            elif isinstance(answer, WireError):
+                self._outcome("download", answer.reason)
+                log.warning("a donor does not help", donor=donor, why=str(answer))
+                if answer.reason == "busy":
+                    busy.append(donor)
+            else:
+                raise answer
+        return sources, busy
+
+    async def _ask(self, donor: PeerId, digest: str | None) -> Source:
+        channel = await self._network.open(donor, STATE_PROTOCOL, "state", OPEN_SECONDS)
         try:
-            await channel.send(Ask(run_id=self._run_id, since=self._store.head.outer_step, digest=digest))
-            offer, _ = await channel.receive(Offer, Unavailable, timeout=_OPEN_SECONDS)
-            if isinstance(offer, Unavailable):
-                raise WireError(offer.reason or "unknown")
-            assert isinstance(offer, Offer)
-            if digest is not None and offer.digest != digest:
-                raise WireError("digest", "not the state that was asked for")
-            if better is not None:
-                self._check_offer(offer, better)
-            state = await self._receive(channel, offer)
-            await channel.send(Values())
-            await channel.linger(_THANKS_SECONDS)
-            return state, offer.chain
-        finally:
+            return await self._question(channel, digest)
+        except BaseException:
             channel.close()
+            raise
 
-    def _check_offer(self, offer: Offer, better: Callable[[Head], bool]) -> None:
+    async def _question(self, channel: StreamChannel, digest: str | None) -> Source:
+        await channel.send(Ask(run_id=self._run_id, since=self._store.head.outer_step, digest=digest))
+        offer, hashes = await channel.receive(Offer, Unavailable, timeout=OPEN_SECONDS)
+        if isinstance(offer, Unavailable):
+            raise WireError(offer.reason or "unknown")
+        assert isinstance(offer, Offer)
+        if digest is not None and offer.digest != digest:
+            raise WireError("digest", "not the state that was asked for")
+        check_hashes(self._store.layout, self._store.slot_names, offer.outer_step, offer.digest, hashes)
+        return Source(channel.remote, channel, offer, hashes)
+
+    def _bid(self, source: Source, better: Callable[[Head], bool]) -> Bid:
         """The links must lead to what is offered, and that must be worth having."""
+        offer = source.offer
         head = self._head(offer.outer_step, offer.digest, offer.chain)
         if not better(head):
             raise WireError("stale", f"step {head.outer_step} is no better than ours")
+        return Bid.of(source.donor, head, offer.chain)
 
     def _head(self, outer_step: int, digest: str, chain: Sequence[Certificate]) -> Head:
         try:
@@ -198,23 +175,95 @@ class Transfer:
             raise WireError("history", "the links lead elsewhere")
         return head
 
-    async def _receive(self, channel: Channel, offer: Offer) -> Pending:
-        names, size = self._store.slot_names, self._store.layout.size
-        if offer.values != size * (1 + len(names)):
-            raise WireError("shape", f"{offer.values} values where {size * (1 + len(names))} are due")
-        vectors = [torch.empty(size) for _ in range(1 + len(names))]
-        for vector in vectors:
-            for chunk in torch.split(vector, CHUNK_VALUES):
-                _, payload = await channel.receive(Values, timeout=self._chunk_seconds)
-                if len(payload) != 4 * chunk.numel():
-                    raise WireError("shape", f"a chunk of {len(payload)} bytes")
-                chunk.copy_(torch.from_numpy(np.frombuffer(payload, dtype="<f4").astype(np.float32)))
-        slots = dict(zip(names, vectors[1:], strict=True))
+    async def _agree(self, sources: Sequence[Source], target: Head) -> list[Source]:
+        """All who have the target; those who offered another state are asked again."""
 
-        def name() -> str:
-            return state_digest(self._store.layout, offer.outer_step, vectors[0], slots)
+        async def turn(source: Source) -> Source | None:
+            if source.offer.digest == target.digest:
+                return source
+            try:
+                return await self._question(source.channel, target.digest)
+            except WireError as error:
+                self._drop(source, error)
+                return None
 
-        digest = await asyncio.get_running_loop().run_in_executor(None, name)
-        if digest != offer.digest:
-            raise WireError("digest", f"{channel.remote} sent {digest[:16]} as {offer.digest[:16]}")
-        return Pending(offer.outer_step, vectors[0], slots, digest)
+        return [one for one in await asyncio.gather(*map(turn, sources)) if one is not None]
+
+    def _drop(self, source: Source, error: WireError) -> None:
+        source.channel.close()
+        self._outcome("download", error.reason)
+        log.warning("a donor is left", donor=source.donor, why=str(error))
+
+    # -- downloading -----------------------------------------------------------------------------------------
+
+    async def _gather(self, sources: Sequence[Source], outer_step: int, digest: str) -> Pending | None:
+        """The state from whoever of ``sources`` sends it; None when all of them failed. Closes their channels."""
+        if not sources:
+            return None
+        download = self._unfinished
+        if download is None or download.digest != digest:
+            store = self._store
+            download = Download(store.layout, store.slot_names, outer_step, digest, sources[0].hashes)
+        self._unfinished = download
+        pending = {asyncio.ensure_future(self._work(source, download)) for source in sources}
+        try:
+            while pending and not download.complete:
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for one in done:
+                    one.result()
+        finally:
+            for one in pending:  # they wait for what came from another donor, or we are no longer wanted
+                one.cancel()
+            await asyncio.gather(*pending, return_exceptions=True)
+        if not download.complete:
+            return None
+        self._unfinished = None
+        return download.state()
+
+    async def _work(self, source: Source, download: Download) -> None:
+        """Asks one donor for chunk after chunk, until there is nothing left to ask for or the donor fails."""
+        channel, donor = source.channel, source.donor
+        owed: deque[int] = deque()
+        try:
+            while not download.complete:
+                while len(owed) < _WINDOW and (index := download.take(donor)) is not None:
+                    owed.append(index)
+                    await channel.send(Want(index=index))
+                if owed:
+                    await self._receive(channel, owed.popleft(), download)
+                else:
+                    with contextlib.suppress(asyncio.TimeoutError):
+                        await download.news(self._chunk_seconds)
+        except WireError as error:
+            download.give_up(donor)
+            self._drop(source, error)
+        except BaseException:
+            download.give_up(donor)
+            self._part(channel, download)
+            raise
+        else:
+            self._part(channel, download)
+
+    async def _receive(self, channel: StreamChannel, index: int, download: Download) -> None:
+        message, payload = await channel.receive(Values, Unavailable, timeout=self._chunk_seconds)
+        if isinstance(message, Unavailable):
+            raise WireError(message.reason or "unknown")
+        if not isinstance(message, Values) or message.index != index:
+            raise WireError("malformed", f"not chunk {index}, which was due")
+        await download.put(index, payload)
+
+    def _part(self, channel: StreamChannel, download: Download) -> None:
+        """Says thanks in the background, so that nobody waits for who was too slow to be needed."""
+        if download.complete:
+            self._network.spawn(_thank(channel))
+        else:
+            channel.close()
+
+
+async def _thank(channel: StreamChannel) -> None:
+    try:
+        with contextlib.suppress(WireError, asyncio.TimeoutError):
+            await within(channel.send(Thanks()), _THANKS_SECONDS)
+            await channel.linger(_THANKS_SECONDS)
+    finally:
+        channel.close()

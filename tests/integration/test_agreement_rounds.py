@@ -27,7 +27,7 @@ async def _join(made: Swarm) -> RoundPeer:
     joiner = await made.add()
     for other in donors:
         assert await joiner.network.dial(other.peer_id, other.network.maddrs)
-    assert await joiner.catch_up([one.peer_id for one in donors]) is not None
+    assert await joiner.catch_up([one.peer_id for one in donors])
     assert joiner.store.head == donors[0].store.head
     await made.meet()
     return joiner
@@ -70,7 +70,7 @@ async def test_no_digest_ever_differs(tmp_path: Path, codec: str, optimizer: Opt
             if step == ARRIVAL and results[-1].reason == "behind":
                 # Nobody waits for whom the last link does not name: it came a moment too late, and downloads again.
                 assert at_work[-1] is joiner
-                assert await joiner.catch_up([one.peer_id for one in at_work[:-1]]) is not None
+                assert await joiner.catch_up([one.peer_id for one in at_work[:-1]])
                 results.pop()
             assert all(result.committed for result in results), (step, results)
             for peer in at_work:

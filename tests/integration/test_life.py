@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from peer.layout import Layout
-from peer.state.files import load_state
+from peer.state.files import load_checkpoint
 from peer.tasks import build_model
 from swarm.errors import ExitCode
 from swarm.manifest import Manifest
@@ -121,7 +121,7 @@ def check_saved_state(peer: Peer, run: str) -> None:
     """The state on disk is whole: its digest is of its contents, and of the peer's last commit."""
     described = Manifest.from_toml(run)
     torch.manual_seed(0)
-    state = load_state(peer.folder / "state.safetensors", described.run_id, Layout.of(build_model(described)))
+    state = load_checkpoint(peer.checkpoints[0], described.run_id, Layout.of(build_model(described)), ()).state
     last = [event for event in peer.journal if event["event"] in ("commit", "download")][-1]
     assert (state.outer_step, state.digest) == (last["outer_step"], last["digest"])
 
@@ -132,7 +132,7 @@ def test_leaving_while_no_bootstrap_answers(alone: dict[str, Peer]) -> None:
     assert peer.status["phase"] == "joining"
     assert peer.get("/readyz").status_code == 503
     leaves(peer, signal.SIGTERM)
-    assert not (peer.folder / "state.safetensors").exists()
+    assert not peer.checkpoints
 
 
 def test_leaving_while_alone(alone: dict[str, Peer]) -> None:
@@ -141,7 +141,7 @@ def test_leaving_while_alone(alone: dict[str, Peer]) -> None:
     assert status["waiting"] == "company"
     assert status["outer_step"] == 0
     leaves(peer, signal.SIGINT)
-    assert not (peer.folder / "state.safetensors").exists()
+    assert not peer.checkpoints
 
 
 def test_leaving_while_the_main_thread_is_busy(house: House, run: str) -> None:

@@ -6,7 +6,6 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import pytest
 from safetensors import safe_open
@@ -125,8 +124,7 @@ def _check_newcomer(newcomer: Peer) -> None:
 
 
 def _saved(peer: Peer) -> tuple[str, str]:
-    path: Path = peer.folder / "state.safetensors"
-    with safe_open(path, "pt") as file:
+    with safe_open(peer.checkpoints[0], "pt") as file:
         metadata = file.metadata()
     assert metadata["outer_step"] == str(OUTER_STEPS)
     return metadata["run_id"], metadata["digest"]

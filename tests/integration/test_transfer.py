@@ -1,57 +1,87 @@
-"""The committed state goes from peer to peer, and a donor that does wrong costs seconds and is passed over."""
+"""The committed state goes from peers to peer; a donor that does wrong costs seconds and is passed over."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 import torch
 
-from peer.state.transfer import Offer, Values
+from peer.layout import chunk_bytes, chunk_slices, named_state
+from peer.state.messages import Ask, Offer, Thanks, Unavailable, Values, Want
 from peer.values import Pending
 from swarm.history import Certificate
-from swarm.wire import StreamChannel
+from swarm.wire import StreamChannel, WireError
 from tests.harness import RoundPeer, Swarm, swarm
 
-PARAMETERS = 300_000  # more than one chunk
+PARAMETERS = 1_500_000  # six chunks
 Evil = Callable[[StreamChannel, Pending, list[Certificate]], Awaitable[None]]
 
 
-def _payload(values: torch.Tensor) -> bytes:
-    return values.numpy().tobytes()
+def _chunk(state: Pending, index: int) -> bytes:
+    return bytes(chunk_bytes(state.parameters[chunk_slices(PARAMETERS)[index]]))
 
 
-async def _offer(channel: StreamChannel, state: Pending, chain: list[Certificate], values: int = PARAMETERS) -> None:
-    await channel.send(Offer(outer_step=state.outer_step, digest=state.digest, chain=chain, values=values))
+async def _offer(channel: StreamChannel, state: Pending, chain: list[Certificate], hashes: bytes | None = None) -> None:
+    payload = state.hashes if hashes is None else hashes
+    await channel.send(Offer(outer_step=state.outer_step, digest=state.digest, chain=chain), payload)
+
+
+async def _wanted(channel: StreamChannel) -> int:
+    """The next chunk that is wanted. Raises WireError when the receiver has enough of us."""
+    message, _ = await channel.receive(Want, Thanks, timeout=60)
+    if not isinstance(message, Want):
+        raise WireError("gone")
+    return message.index
 
 
 async def wrong_bytes(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
     """One value is not the committed one."""
     await _offer(channel, state, chain)
-    spoilt = state.parameters.clone()
-    spoilt[-1] += 1
-    for chunk in spoilt.split(1 << 18):
-        await channel.send(Values(), _payload(chunk))
+    spoilt = bytearray(_chunk(state, index := await _wanted(channel)))
+    spoilt[-1] ^= 1
+    await channel.send(Values(index=index), bytes(spoilt))
+
+
+async def wrong_hashes(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
+    """Hashes of something else."""
+    await _offer(channel, state, chain, bytes(len(state.hashes)))
 
 
 async def wrong_size(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
     """A state of another model."""
-    await _offer(channel, state, chain, values=PARAMETERS + 1)
+    await _offer(channel, state, chain, state.hashes + bytes(32))
+
+
+async def short_chunk(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
+    """Less than was wanted."""
+    await _offer(channel, state, chain)
+    await channel.send(Values(index=(index := await _wanted(channel))), _chunk(state, index)[:1000])
+
+
+async def other_chunk(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
+    """A right chunk in the place of another."""
+    await _offer(channel, state, chain)
+    index = await _wanted(channel)
+    await channel.send(Values(index=index + 1), _chunk(state, index + 1))
 
 
 async def endless(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """Chunks of the wrong size, without end."""
+    """Chunks that nobody wants, without end."""
     await _offer(channel, state, chain)
     while True:
-        await channel.send(Values(), _payload(state.parameters[:1000]))
+        await channel.send(Values(index=5), _chunk(state, 5))
 
 
 async def stalled(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
     """Nothing after the offer."""
     await _offer(channel, state, chain)
-    await channel.receive(Values, timeout=60)
+    while True:
+        await _wanted(channel)
 
 
 async def no_quorum(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
@@ -74,13 +104,26 @@ async def other_run(channel: StreamChannel, state: Pending, chain: list[Certific
 
 EVIL: dict[str, tuple[Evil, str]] = {
     "wrong-bytes": (wrong_bytes, "digest"),
+    "wrong-hashes": (wrong_hashes, "digest"),
     "wrong-size": (wrong_size, "shape"),
-    "endless": (endless, "shape"),
+    "short-chunk": (short_chunk, "shape"),
+    "other-chunk": (other_chunk, "malformed"),
+    "endless": (endless, "malformed"),
     "stalled": (stalled, "deadline"),
     "no-quorum": (no_quorum, "history"),
     "broken-chain": (broken_chain, "history"),
     "other-run": (other_run, "history"),
 }
+
+
+def corrupt(donor: RoundPeer, evil: Evil, state: Pending, chain: list[Certificate]) -> None:
+    """From now on ``donor`` does wrong, whatever it is asked."""
+
+    async def converse(channel: StreamChannel, ask: Ask) -> bool:
+        await evil(channel, state, chain)
+        return True
+
+    donor.transfer.donor._converse = converse  # type: ignore[method-assign]  # its own hand on what it sends
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -93,44 +136,163 @@ async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Swarm]
         yield made
 
 
-async def _newcomer(made: Swarm) -> RoundPeer:
-    joiner = await made.add(chunk_seconds=1.0)
+async def _newcomer(made: Swarm, **options: object) -> RoundPeer:
+    joiner = await made.add(chunk_seconds=1.0, **options)  # type: ignore[arg-type]
     for other in made.live:
         if other is not joiner:
             assert await joiner.network.dial(other.peer_id, other.network.maddrs)
     return joiner
 
 
+def ids(peers: Sequence[RoundPeer]) -> list[str]:
+    return [peer.peer_id for peer in peers]
+
+
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_newcomer_gets_the_committed_state(made: Swarm) -> None:
     joiner, donor = await _newcomer(made), made.live[0]
-    found = await asyncio.wait_for(joiner.catch_up([donor.peer_id]), 20)
-    assert found == donor.peer_id
+    assert await asyncio.wait_for(joiner.catch_up([donor.peer_id]), 20)
     assert joiner.store.head == donor.store.head
     assert torch.equal(joiner.parameters, donor.parameters)
     assert joiner.transfers == [("download", "ok")]
-    assert await joiner.catch_up([donor.peer_id]) is None  # nobody is heavier any more
+    assert not await joiner.catch_up([donor.peer_id])  # nobody is heavier any more
 
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("name", EVIL)
-async def test_a_donor_that_does_wrong_is_refused_and_the_next_one_asked(made: Swarm, name: str) -> None:
+async def test_a_donor_that_does_wrong_is_refused_and_others_asked(made: Swarm, name: str) -> None:
     evil, reason = EVIL[name]
     joiner, honest = await _newcomer(made), made.live[0]
     donor = await _newcomer(made)
     state, chain = honest.store.committed, honest.store.history.since(0)
-
-    async def upload(channel: StreamChannel, *own: object) -> None:
-        await evil(channel, state, chain)
-
-    donor.transfer._upload = upload  # type: ignore[method-assign, assignment]  # its own hand on what it sends
+    corrupt(donor, evil, state, chain)
     assert await joiner.network.dial(donor.peer_id, donor.network.maddrs)
     before = joiner.store.head
-    assert await asyncio.wait_for(joiner.catch_up([donor.peer_id]), 20) is None
+    assert not await asyncio.wait_for(joiner.catch_up([donor.peer_id]), 20)
     assert joiner.store.head == before  # nothing of it was believed
     assert joiner.transfers == [("download", reason)]
-    assert await asyncio.wait_for(joiner.catch_up([donor.peer_id, honest.peer_id]), 20) == honest.peer_id
+    assert await asyncio.wait_for(joiner.catch_up([donor.peer_id, honest.peer_id]), 20)
     assert joiner.store.head == honest.store.head
+    assert torch.equal(joiner.parameters, honest.parameters)
+
+
+@contextmanager
+def counted(donor: RoundPeer) -> Iterator[list[int]]:
+    """The chunks that a donor sends."""
+    sent: list[int] = []
+    send = donor.transfer.donor._send
+
+    async def count(channel: StreamChannel, index: int) -> bool:
+        sent.append(index)
+        return await send(channel, index)
+
+    donor.transfer.donor._send = count  # type: ignore[method-assign]  # it only counts
+    yield sent
+    del donor.transfer.donor._send  # the method of its class again
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_all_donors_send_their_share(made: Swarm) -> None:
+    joiner, donors = await _newcomer(made), made.live[:3]
+    with counted(donors[0]) as one, counted(donors[1]) as two, counted(donors[2]) as three:
+        assert await asyncio.wait_for(joiner.catch_up(ids(donors)), 20)
+    assert torch.equal(joiner.parameters, donors[0].parameters)
+    assert {*one, *two, *three} == set(range(6))
+    assert all(sent for sent in (one, two, three))
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", ["wrong-bytes", "stalled", "endless"])
+async def test_one_liar_among_three_costs_nothing_but_itself(made: Swarm, name: str) -> None:
+    liar = await _newcomer(made)
+    state, chain = made.live[0].store.committed, made.live[0].store.history.since(0)
+    corrupt(liar, EVIL[name][0], state, chain)
+    joiner = await _newcomer(made)
+    assert await joiner.network.dial(liar.peer_id, liar.network.maddrs)
+    assert await asyncio.wait_for(joiner.catch_up([liar.peer_id, *ids(made.live[:2])]), 20)
+    assert joiner.store.head == made.live[0].store.head
+    assert torch.equal(joiner.parameters, made.live[0].parameters)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_an_invented_history_is_not_believed_by_a_newcomer(made: Swarm) -> None:
+    """A peer that is its own swarm, with more work than the real one."""
+    loner = await _newcomer(made, terms=replace(made.terms, min_group_size=1))
+    for step in range(5):
+        result = await asyncio.wait_for(loner.outer_step(torch.ones(PARAMETERS), 50_000), 20)
+        assert result.committed, step
+    joiner = await _newcomer(made)
+    assert await joiner.network.dial(loner.peer_id, loner.network.maddrs)
+    honest = made.live[:2]
+    assert await asyncio.wait_for(joiner.catch_up([loner.peer_id, *ids(honest)]), 20)
+    assert joiner.store.head == honest[0].store.head
+    assert loner.store.head.work > joiner.store.head.work
+    # Nor alone, as long as the records tell that there are others.
+    another = await _newcomer(made)
+    assert await another.network.dial(loner.peer_id, loner.network.maddrs)
+    claims = {loner.peer_id: loner.store.head, **{peer.peer_id: peer.store.head for peer in honest}}
+    assert not await asyncio.wait_for(another.catch_up([loner.peer_id], claims), 20)
+    assert another.transfers == [("download", "alone")]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_what_has_arrived_stays_when_all_donors_hang_up(made: Swarm) -> None:
+    joiner, honest, fickle = await _newcomer(made), made.live[0], await _newcomer(made)
+    state, chain = honest.store.committed, honest.store.history.since(0)
+
+    async def four_chunks(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
+        await _offer(channel, state, chain)
+        for _ in range(4):
+            await channel.send(Values(index=(index := await _wanted(channel))), _chunk(state, index))
+        await channel.send(Unavailable(reason="old"))
+
+    corrupt(fickle, four_chunks, state, chain)
+    assert await joiner.network.dial(fickle.peer_id, fickle.network.maddrs)
+    assert not await asyncio.wait_for(joiner.catch_up([fickle.peer_id]), 20)
+    with counted(honest) as sent:
+        assert await asyncio.wait_for(joiner.catch_up([honest.peer_id]), 20)
+    assert torch.equal(joiner.parameters, honest.parameters)
+    assert sorted(sent) == [4, 5]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_donor_serves_what_it_offered_while_its_swarm_goes_on(made: Swarm) -> None:
+    donor = made.live[0]
+    asking = await _newcomer(made)
+    channel = await asking.network.open(donor.peer_id, "/waggle/2/state", "state", 5.0)
+    await channel.send(Ask(run_id="test@0123456789abcdef", since=0))
+    offer, _ = await channel.receive(Offer, timeout=5.0)
+    offered = donor.store.committed
+    group = made.peers[:4]
+    made.see()
+    await made.step({peer.peer_id: torch.ones(PARAMETERS) for peer in group}, peers=group)
+    assert donor.store.committed is not offered
+    for index in range(len(chunk_slices(PARAMETERS))):
+        await channel.send(Want(index=index))
+        values, payload = await channel.receive(Values, timeout=5.0)
+        assert values.index == index
+        assert payload == _chunk(offered, index)
+    assert (
+        offer.digest
+        == offered.digest
+        == named_state(donor.store.layout, offer.outer_step, offered.parameters, {}).digest
+    )
+    await channel.send(Thanks())
+    channel.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_more_uploads_than_allowed_are_told_so(made: Swarm) -> None:
+    donor, asking = made.live[1], await _newcomer(made)
+    channels = [await asking.network.open(donor.peer_id, "/waggle/2/state", "state", 5.0) for _ in range(5)]
+    answers = []
+    for channel in channels:
+        await channel.send(Ask(run_id="test@0123456789abcdef", since=0))
+        answer, _ = await channel.receive(Offer, Unavailable, timeout=5.0)
+        answers.append(answer.reason if isinstance(answer, Unavailable) else "offered")
+    for channel in channels:
+        channel.close()
+    assert answers == ["offered"] * 4 + ["busy"]
 
 
 @pytest.mark.asyncio(loop_scope="module")
@@ -139,6 +301,6 @@ async def test_before_the_first_link_the_lower_digest_is_everybodys(made: Swarm)
     other = await made.add(initial=torch.ones(PARAMETERS))
     lower, higher = sorted((one, other), key=lambda peer: peer.store.head.digest)
     assert await lower.network.dial(higher.peer_id, higher.network.maddrs)
-    assert await lower.catch_up([higher.peer_id]) is None
-    assert await higher.catch_up([lower.peer_id]) == lower.peer_id
+    assert not await lower.catch_up([higher.peer_id])
+    assert await higher.catch_up([lower.peer_id])
     assert higher.store.head == lower.store.head

@@ -1,4 +1,4 @@
-"""The state's file: whole or not there, and believed only with its digest."""
+"""The file of a checkpoint: whole or not there, and believed only with its digest."""
 
 from __future__ import annotations
 
@@ -14,20 +14,31 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from peer.layout import Layout, state_digest
-from peer.state.files import load_state, save_state
-from peer.values import Pending
+from peer.layout import Layout, named_state
+from peer.state.files import FORMAT, Checkpoint, load_checkpoint, save_checkpoint
+from peer.values import LocalWork, Pending
 from swarm.errors import ExitCode, StateError
-from tests.chain import RUN_ID
+from tests.chain import RUN_ID, a_chain
 
 LAYOUT = Layout((("block.weight", (3, 4)), ("block.bias", (4,)), ("scale", ())))
 
 
-def a_state(outer_step: int = 5, seed: int = 0, slots: tuple[str, ...] = ("first_moment", "second_moment")) -> Pending:
+SLOTS = ("first_moment", "second_moment")
+
+
+def a_state(outer_step: int = 5, seed: int = 0, slots: tuple[str, ...] = SLOTS) -> Pending:
     random = torch.Generator().manual_seed(seed)
     parameters = torch.randn(LAYOUT.size, generator=random)
     kept = {slot: torch.randn(LAYOUT.size, generator=random) for slot in slots}
-    return Pending(outer_step, parameters, kept, state_digest(LAYOUT, outer_step, parameters, kept))
+    return named_state(LAYOUT, outer_step, parameters, kept)
+
+
+def save_state(path: Path, run_id: str, layout: Layout, state: Pending) -> None:
+    save_checkpoint(path, run_id, layout, Checkpoint(state, []))
+
+
+def load_state(path: Path, run_id: str, layout: Layout, slots: tuple[str, ...] = SLOTS) -> Pending:
+    return load_checkpoint(path, run_id, layout, slots).state
 
 
 def same(one: Pending, other: Pending) -> bool:
@@ -44,7 +55,7 @@ def test_what_is_saved_is_loaded(tmp_path: Path, slots: tuple[str, ...]) -> None
     for outer_step in (0, 7):
         state = a_state(outer_step, outer_step, slots)
         save_state(path, RUN_ID, LAYOUT, state)
-        assert same(load_state(path, RUN_ID, LAYOUT), state)
+        assert same(load_state(path, RUN_ID, LAYOUT, slots), state)
     assert [one.name for one in path.parent.iterdir()] == ["state.safetensors"]
 
 
@@ -53,12 +64,28 @@ def test_others_can_read_the_parameters_by_name(tmp_path: Path) -> None:
     save_state(path, RUN_ID, LAYOUT, state)
     with safe_open(path, "pt") as file:
         assert torch.equal(file.get_tensor("parameters.block.weight"), state.parameters[:12].view(3, 4))
-        assert file.metadata() == {"run_id": RUN_ID, "outer_step": "5", "digest": state.digest}
+        metadata = file.metadata()
+    assert {name: metadata[name] for name in ("format", "run_id", "outer_step", "digest")} == {
+        "format": FORMAT, "run_id": RUN_ID, "outer_step": "5", "digest": state.digest,
+    }  # fmt: skip
 
 
-def refusal(path: Path, run_id: str = RUN_ID, layout: Layout = LAYOUT) -> str:
+def test_local_work_and_lineage_come_back(tmp_path: Path) -> None:
+    path, certificates = tmp_path / "state.safetensors", a_chain({0: 1, 1: 2}, {0: 3, 1: 4})
+    tensors = {"work": torch.arange(17.0), "random.cpu": torch.arange(9, dtype=torch.uint8), "n": torch.tensor(3.0)}
+    work = LocalWork(tensors, {"cursor": {"shard_number": 2, "block": 7}, "loss_sum": 1.5})
+    save_checkpoint(path, RUN_ID, LAYOUT, Checkpoint(a_state(), certificates, work))
+    found = load_checkpoint(path, RUN_ID, LAYOUT, SLOTS)
+    assert list(found.chain) == certificates
+    assert found.local is not None
+    assert found.local.facts == work.facts
+    assert found.local.tensors.keys() == tensors.keys()
+    assert all(torch.equal(found.local.tensors[name], value) for name, value in tensors.items())
+
+
+def refusal(path: Path, run_id: str = RUN_ID, layout: Layout = LAYOUT, slots: tuple[str, ...] = SLOTS) -> str:
     with pytest.raises(StateError) as caught:
-        load_state(path, run_id, layout)
+        load_state(path, run_id, layout, slots)
     assert caught.value.exit_code is ExitCode.STATE
     message = str(caught.value)
     assert message.startswith(f"{path}: ")
@@ -68,13 +95,13 @@ def refusal(path: Path, run_id: str = RUN_ID, layout: Layout = LAYOUT) -> str:
 
 def test_a_foreign_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "state.safetensors"
-    assert "not a readable state" in refusal(path)
-    assert "not a readable state" in refusal(tmp_path)
+    assert "not a readable checkpoint" in refusal(path)
+    assert "not a readable checkpoint" in refusal(tmp_path)
     for content in (b"", b"hello", b"\0" * 100, json.dumps({"a": 1}).encode()):
         path.write_bytes(content)
-        assert "not a readable state" in refusal(path)
+        assert "not a readable checkpoint" in refusal(path)
     save_file({"weight": torch.zeros(3)}, path)
-    assert f"a state of None, not of {RUN_ID}" in refusal(path)
+    assert "not a checkpoint that this version reads" in refusal(path)
     save_state(path, "other@0", LAYOUT, a_state())
     assert f"a state of other@0, not of {RUN_ID}" in refusal(path)
 
@@ -88,6 +115,7 @@ def test_the_state_of_another_model_is_refused(tmp_path: Path) -> None:
     refusal(path, layout=other_shape)
     fewer = Layout(LAYOUT.shapes[1:])
     refusal(path, layout=fewer)
+    assert "optimizer state" in refusal(path, slots=("momentum",))
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16, torch.bfloat16, torch.int32])
@@ -95,19 +123,21 @@ def test_values_of_another_type_are_refused(tmp_path: Path, kind: torch.dtype) -
     """Small whole numbers: the digest of their float32 would be right."""
     path, flat = tmp_path / "state.safetensors", torch.arange(17.0)
     for slots in ({}, {"momentum": flat}):
-        digest = state_digest(LAYOUT, 5, flat, slots)
+        digest = named_state(LAYOUT, 5, flat, slots).digest
         converted = {f"parameters.{name}": value.to(kind).clone() for name, value in LAYOUT.unflatten(flat).items()}
         if slots:
             converted = {f"parameters.{name}": value.clone() for name, value in LAYOUT.unflatten(flat).items()}
             converted["slots.momentum"] = flat.to(kind)
-        save_file(converted, path, {"run_id": RUN_ID, "outer_step": "5", "digest": digest})
-        assert "not a state of this model" in refusal(path)
+        save_file(converted, path, {"format": FORMAT, "run_id": RUN_ID, "outer_step": "5", "digest": digest})
+        assert "values of torch." in refusal(path, slots=tuple(slots))
 
 
 @given(st.data())
 def test_a_damaged_file_is_refused_or_the_same(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
     path, state = tmp_path_factory.mktemp("state") / "state.safetensors", a_state()
-    save_state(path, RUN_ID, LAYOUT, state)
+    work = LocalWork({"work": torch.arange(17.0)}, {"total_steps": 3})
+    save_checkpoint(path, RUN_ID, LAYOUT, Checkpoint(state, a_chain({0: 1, 1: 2}), work))
+    whole = load_checkpoint(path, RUN_ID, LAYOUT, SLOTS)
     content = bytearray(path.read_bytes())
     if data.draw(st.booleans(), label="truncate"):
         content = content[: data.draw(st.integers(0, len(content) - 1))]
@@ -115,7 +145,12 @@ def test_a_damaged_file_is_refused_or_the_same(tmp_path_factory: pytest.TempPath
         content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     path.write_bytes(content)
     try:
-        assert same(load_state(path, RUN_ID, LAYOUT), state)
+        found = load_checkpoint(path, RUN_ID, LAYOUT, SLOTS)
+        assert same(found.state, state)
+        assert list(found.chain) == list(whole.chain)
+        assert found.local is not None
+        assert found.local.facts == work.facts
+        assert torch.equal(found.local.tensors["work"], work.tensors["work"])
     except StateError as error:
         assert "\n" not in str(error)
 
@@ -142,7 +177,8 @@ def test_a_disk_that_fills_up_leaves_the_old_state(tmp_path: Path) -> None:
             save_state(path, RUN_ID, LAYOUT, a_state(6, seed=1))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(caught.value).startswith(f"{path}: cannot be written (File too large)")
+    assert str(caught.value).startswith(f"{path}: cannot be written (")
+    assert "File too large" in str(caught.value)
     assert same(load_state(path, RUN_ID, LAYOUT), a_state())
     assert [one.name for one in tmp_path.iterdir()] == ["state.safetensors"]
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import count
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,7 @@ from torch import nn
 
 from peer.layout import read_gradients, read_parameters, write_parameters
 from peer.tasks import TASKS, build_model
-from peer.training import Trainer, choose_device, inner_optimizer, limit_threads
+from peer.training import Trainer, choose_device, cursor_of, inner_optimizer, limit_threads
 from peer.values import Batch, Cursor
 from swarm.manifest import Manifest
 
@@ -270,6 +272,62 @@ def test_work_on_equal_data_is_bit_identical() -> None:
 
 
 # -- where it runs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", [GRADIENTS, UPDATES, UPDATES.replace("adamw", "sgd")])
+@pytest.mark.parametrize("done", [0, 3])
+def test_work_that_was_saved_goes_on_bit_for_bit(mode: str, done: int) -> None:
+    """Between two outer steps (0) and in the middle of local work (3); with dropout, for the random state counts."""
+    manifest = Manifest.from_toml((COMMON + mode + "inner_steps = 8").replace("pdrop = 0.0", "pdrop = 0.2"))
+    (whole, _), (first, _) = a_trainer(manifest), a_trainer(manifest)
+    committed = read_parameters(whole.model)
+    for trainer in (whole, first):
+        with torch.random.fork_rng(devices=[]):
+            work(trainer, 5)
+            trainer.load(committed)
+            work(trainer, done)
+            saved = trainer.save_work()
+            rest = [*work(trainer, 4), float(torch.rand(()))]
+    second, examples = a_trainer(manifest)
+    second.load(committed)
+    for _ in range(5 + done):
+        next(examples)
+    with torch.random.fork_rng(devices=[]):
+        second.load_work(saved)
+        assert cursor_of(saved) == Cursor(0, (5 + done) * BATCH_SIZE)
+        assert (second.examples, second.inner_steps) == (done * BATCH_SIZE, done)
+        assert [*work(second, 4), float(torch.rand(()))] == rest
+    one, other = whole.result(), second.result()
+    assert torch.equal(one.contribution, other.contribution)
+    assert (one.examples, one.inner_steps, one.loss) == (other.examples, other.inner_steps, other.loss)
+
+
+def test_what_is_settled_is_as_of_the_last_commit() -> None:
+    trainer, _ = a_trainer(a_manifest(UPDATES))
+    committed = read_parameters(trainer.model)
+    work(trainer, 3)
+    trainer.load(committed)
+    work(trainer, 2)
+    settled = trainer.settled_work()
+    assert (cursor_of(settled), settled.tensors) == (Cursor(0, 3 * BATCH_SIZE), {})
+    assert (settled.facts["total_steps"], settled.facts["examples"]) == (3, 0)
+    assert cursor_of(None) == Cursor()
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        {"facts": {}},
+        {"tensors": {"inner.0.exp_avg": torch.zeros(3)}},
+        {"tensors": {"random.cpu": torch.zeros(3)}},
+    ],
+)
+def test_work_of_another_trainer_is_refused(spoil: dict[str, Any]) -> None:
+    trainer, _ = a_trainer(a_manifest(UPDATES))
+    work(trainer, 1)
+    saved = trainer.save_work()
+    with pytest.raises((KeyError, ValueError, TypeError, RuntimeError)):
+        trainer.load_work(replace(saved, **spoil))
 
 
 def test_devices() -> None:
