@@ -23,7 +23,7 @@ from pathlib import Path
 
 from deploy.picture import Window, draw
 from deploy.queries import Prometheus, configure
-from waggle.demo import MANIFEST, _introduction
+from waggle.demo import MANIFEST, introduction
 from waggle.processes import Child, Processes
 
 PICTURE = Path(__file__).resolve().parents[1] / "docs" / "dashboard.png"
@@ -40,7 +40,7 @@ class Swarm:
         self._http = {name: _free_address() for name in NAMES}
         self._p2pd = {name: _free_address() for name in NAMES}
         bootstrap = self._start("bootstrap", "bootstrap", "--identity", str(processes.folder / "bootstrap.key"))
-        self._maddr = _introduction(processes, bootstrap, threading.Event())
+        self._maddr = introduction(processes, bootstrap, threading.Event())
 
     @property
     def targets(self) -> list[tuple[str, str, str]]:
@@ -109,7 +109,6 @@ def main() -> None:
                 event()
             draw(prometheus, Window(began, time.time(), SCRAPE_SECONDS), given.output)
             prometheus.close()
-        processes.children.remove(killed)
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ FIRST_LOOK = Row(
         ),
         _stat(
             "Validation loss", "On examples that nobody trains on, in nats per token; mean over the watched peers.",
-            "avg(waggle_validation_loss{@})",
+            "avg(waggle_validation_loss{@} != 0)",
         ),
         _stat(
             "Peers of the run", "As the watched peer that sees most of them counts them, itself included.",
@@ -84,18 +84,19 @@ FIRST_LOOK = Row(
     height=4,
 )  # fmt: skip
 
+# "!= 0": a loss is 0 before the first one is known. NaN is not 0, and stays.
 LEARNING = Row(
     "Is the swarm learning?",
     (
         Panel(
             "Validation loss of each peer",
             "Equal on all peers at the same outer step, so the lines should lie on each other.",
-            {"{{instance}}": "waggle_validation_loss{@}"}, unit="none",
+            {"{{instance}}": "waggle_validation_loss{@} != 0"}, unit="none",
         ),
         Panel(
             "Training loss of each peer",
             "Mean over the local work of each peer for its last commit, in nats per token.",
-            {"{{instance}}": "waggle_loss{@}"}, unit="none",
+            {"{{instance}}": "waggle_loss{@} != 0"}, unit="none",
         ),
         Panel(
             "Outer step of each peer",

@@ -22,7 +22,7 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator
 from PIL import Image
 
 from deploy.dashboard import COLUMNS, DASHBOARD
@@ -33,6 +33,7 @@ POINTS = 150  # of a line
 PAGE, PANEL, GRID, TEXT, FAINT = "#111217", "#181b1f", "#2a2d33", "#d0d3da", "#8b8f98"
 PALETTE = ("#73bf69", "#f2cc0c", "#8ab8ff", "#ff780a", "#f2495c", "#5794f2", "#b877d9", "#37872d", "#c15c17", "#447ebc")
 NAMED = {"green": "#4f9d53", "yellow": "#c9a227", "red": "#c4314b"}
+CLOCK = (60, 120, 300, 600, 1200, 1800, 3600, 7200, 14400, 43200, 86400)  # seconds between the marks of a time axis
 STEPS = {"s": ((60, "min"), (1, "s"), (1e-3, "ms"), (1e-6, "µs")), "bytes": ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))}
 
 
@@ -180,7 +181,8 @@ def _timeseries(figure: Figure, axes: Axes, panel: Json, lines: Sequence[Line]) 
     plot.set_facecolor(PANEL)
     plot.set_xlim(shown[0].times[0], shown[0].times[-1])
     low, high = plot.get_ylim()
-    plot.set_ylim(0 if defaults.get("min") == 0 else low, max(high, 0.01) if high <= 0 else high)
+    flat = all(not value or math.isnan(value) for line in shown for value in line.values)
+    plot.set_ylim(0 if defaults.get("min") == 0 else low, 1 if flat else high)
     plot.grid(color=GRID, linewidth=0.6)
     plot.yaxis.set_major_locator(MaxNLocator(4))
     plot.yaxis.set_major_formatter(FuncFormatter(lambda value, _: say(value, unit)))
@@ -214,7 +216,9 @@ def _plot(plot: Axes, lines: Sequence[Line], custom: Json) -> None:
 
 def _clock(plot: Axes) -> None:
     plot.tick_params(colors=FAINT, length=0, labelsize=7)
-    plot.xaxis.set_major_locator(MaxNLocator(5))
+    start, end = plot.get_xlim()
+    apart = next((seconds for seconds in CLOCK if (end - start) / seconds <= 6), CLOCK[-1])
+    plot.xaxis.set_major_locator(FixedLocator([apart * n for n in range(int(start / apart) + 1, int(end / apart) + 1)]))
     plot.xaxis.set_major_formatter(
         FuncFormatter(lambda moment, _: datetime.fromtimestamp(moment, timezone.utc).strftime("%H:%M"))
     )
@@ -227,7 +231,7 @@ def _legend(axes: Axes, panel: Json, entries: Sequence[tuple[str, str]]) -> None
     place = panel["gridPos"]
     left, foot = 0.15, 0.45 / place["h"]
     for name, colour in entries:
-        length = 0.34 + 0.093 * len(name)
+        length = 0.36 + 0.079 * len(name)
         if left + length > place["w"]:
             axes.text(left / place["w"], foot, "…", color=FAINT, va="center", transform=axes.transAxes)
             break
@@ -252,7 +256,7 @@ def _state_timeline(figure: Figure, axes: Axes, panel: Json, lines: Sequence[Lin
                 plot.barh(row, width * 1.02, left=moment - width / 2, height=0.72, color=looks[value][1], alpha=0.9)
     if lines:
         plot.set_xlim(lines[0].times[0], lines[0].times[-1])
-    _clock(plot)
+        _clock(plot)
     plot.set_yticks(range(len(lines)), [line.legend for line in reversed(lines)], color=TEXT)
     _legend(axes, panel, [looks[value] for value in sorted(seen)])
 

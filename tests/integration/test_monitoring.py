@@ -159,5 +159,6 @@ def test_every_metric_of_dashboard_and_alerts_is_scraped(watched: Watched) -> No
 
 def test_what_nobody_asks_for_is_not_kept(watched: Watched) -> None:
     kept = watched.prometheus.names()
-    assert not [name for name in kept if name.endswith("_created") or name.startswith("go_memstats_")]
+    assert not [name for name in kept if re.match(r"go_memstats_|.*_created$|libp2p_(rcmgr|identify)_.*_bucket$", name)]
     assert "libp2p_holepunch_address_outcomes_total" not in kept
+    assert "waggle_dht_request_seconds_bucket" in kept
