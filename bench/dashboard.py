@@ -1,6 +1,6 @@
 """Draws docs/dashboard.png: the dashboard of a real swarm that a real Prometheus watched for some minutes.
 
-    .venv/bin/python -m bench.dashboard --minutes 10
+    .venv/bin/python -m bench.dashboard --minutes 6
 
 A bootstrap and three peers of the demo run on loopback. The third joins late; the second is killed half-way and comes
 back with the same identity a little later: both are to be seen. Needs Prometheus (apt-get install prometheus).
@@ -90,7 +90,7 @@ def watching(folder: Path, swarm: Swarm) -> Iterator[Prometheus]:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--minutes", type=float, default=6.0)
     parser.add_argument("--output", type=Path, default=PICTURE)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:

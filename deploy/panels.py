@@ -69,7 +69,7 @@ FIRST_LOOK = Row(
         _stat("Group", "Peers in the group of the last commit.", "max(waggle_group_size{@})"),
         _stat(
             "Furthest behind", "Outer steps that the last of the watched peers lacks. One for a moment is normal.",
-            "max(waggle_swarm_outer_step{@} - waggle_outer_step{@})", yellow=1, red=3,
+            "max(clamp_min(waggle_swarm_outer_step{@} - waggle_outer_step{@}, 0))", yellow=1, red=3,
         ),
         _stat(
             "Alerts", "Alerts that fire now; docs/operating.md says what to do about each.",
@@ -162,8 +162,10 @@ ROUNDS = Row(
             {"{{instance}}": "waggle_group_size{@}"}, width=6, options={"zero": True},
         ),
         Panel(
-            "Behind the swarm", "Outer steps that a peer lacks. It may be one for a moment after each commit.",
-            {"{{instance}}": "waggle_swarm_outer_step{@} - waggle_outer_step{@}"}, width=6, options={"zero": True},
+            "Behind the swarm",
+            "Outer steps that a peer lacks: one for a moment after a commit. What it knows of the swarm may also lag.",
+            {"{{instance}}": "clamp_min(waggle_swarm_outer_step{@} - waggle_outer_step{@}, 0)"}, width=6,
+            options={"zero": True},
         ),
         Panel(
             "Refusals", "Contributions and messages refused, by reason. The log names the peer they came from.",

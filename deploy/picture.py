@@ -228,17 +228,17 @@ def _clock(plot: Axes) -> None:
 
 def _legend(axes: Axes, panel: Json, entries: Sequence[tuple[str, str]]) -> None:
     """Marks and names in a line at the panel's foot, as many as there is room for."""
-    place = panel["gridPos"]
-    left, foot = 0.15, 0.45 / place["h"]
+    width = axes.get_window_extent().width
+    left, foot = 8.0, 0.45 / panel["gridPos"]["h"]
     for name, colour in entries:
-        length = 0.36 + 0.079 * len(name)
-        if left + length > place["w"]:
-            axes.text(left / place["w"], foot, "…", color=FAINT, va="center", transform=axes.transAxes)
+        text = axes.text((left + 17) / width, foot, name, va="center", transform=axes.transAxes, color=TEXT)
+        right = text.get_window_extent().x1 - axes.get_window_extent().x0
+        if right > width:
+            text.set(text="…", color=FAINT, x=1 - 3 / width, ha="right")
             break
-        axes.plot([left / place["w"], (left + 0.18) / place["w"]], [foot, foot], color=colour, linewidth=2.5,
+        axes.plot([left / width, (left + 12) / width], [foot, foot], color=colour, linewidth=2.5,
                   transform=axes.transAxes, solid_capstyle="butt")  # fmt: skip
-        axes.text((left + 0.25) / place["w"], foot, name, va="center", transform=axes.transAxes, color=TEXT)
-        left += length
+        left = right + 12
 
 
 def _state_timeline(figure: Figure, axes: Axes, panel: Json, lines: Sequence[Line]) -> None:
