@@ -15,6 +15,7 @@ from concurrent import futures
 from concurrent.futures import Future
 from dataclasses import replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -166,6 +167,10 @@ class Peer:
         work = self._trainer.settled_work() if busy else self._trainer.save_work()
         chain = self._store.history.since(0, MAX_LINKS)
         return Checkpoint(self._store.committed, chain, replace(work, facts={**work.facts, "reader": self._reader}))
+
+    def _written(self, writing: Future[Path]) -> None:
+        if writing.exception() is None:  # else the next one tells
+            self._metrics.checkpointed(time.time())
 
     async def _watch_p2pd(self, online: Online) -> None:
         await online.network.died.wait()
@@ -342,7 +347,9 @@ class Peer:
         if link.outer_step % self._manifest.validation.every == 0 or self._finished:
             self._validate()
         if link.outer_step % self._settings.checkpoint_every == 0:
-            self._checkpoints.begin(self._checkpoint())
+            writing = self._checkpoints.begin(self._checkpoint())
+            if writing is not None:
+                writing.add_done_callback(self._written)
 
     def _validate(self) -> None:
         if not self._validation or self._shutdown.requested:

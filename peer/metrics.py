@@ -67,6 +67,9 @@ class PeerMetrics(NetworkMetrics):
         self._validation_loss = gauge("validation_loss", "Loss on held-out examples at the last validation.")
         self._group_size = gauge("group_size", "Peers in the group of the last commit.")
         self._last_commit = gauge("last_commit_timestamp_seconds", "Unix time of the last commit; 0 before.")
+        self._last_checkpoint = gauge(
+            "last_checkpoint_timestamp_seconds", "Unix time of the last checkpoint written; 0 before."
+        )
         self._rate = gauge("examples_per_second", "Examples per second of this peer over the last half minute.")
         self._waiting = gauge("waiting", "1 while no group can form, by why.", "reason")
         self._examples = counter("examples", "Examples this peer trained on.")
@@ -165,6 +168,10 @@ class PeerMetrics(NetworkMetrics):
     def validated(self, loss: float) -> None:
         """A validation is done."""
         self._validation_loss.set(loss)
+
+    def checkpointed(self, timestamp: float) -> None:
+        """A checkpoint is on disk, since this Unix time."""
+        self._last_checkpoint.set(timestamp)
 
     def transferred(self, direction: str, outcome: str) -> None:
         """A state transfer ended."""

@@ -95,7 +95,7 @@ def start_swarm(
     quiet = {"WAGGLE_LOG_FORMAT": "json", "WAGGLE_BOOTSTRAP_LOG_FORMAT": "json", "OMP_NUM_THREADS": "1"}
     loopback = ["--host-maddrs", "/ip4/127.0.0.1/tcp/0", "--no-nat-port-map", "--http", "127.0.0.1:0"]
     bootstrap = processes.start("bootstrap", "bootstrap", [*loopback, "--identity", str(keys / "bootstrap.key")], quiet)
-    maddr = _introduction(processes, bootstrap, stop)
+    maddr = introduction(processes, bootstrap, stop)
     return [
         processes.start(
             f"peer-{index}",
@@ -111,7 +111,7 @@ def start_swarm(
     ]  # fmt: skip
 
 
-def _introduction(processes: Processes, bootstrap: Child, stop: threading.Event) -> str:
+def introduction(processes: Processes, bootstrap: Child, stop: threading.Event) -> str:
     """The multiaddr that the bootstrap prints."""
     deadline = time.monotonic() + _START_SECONDS
     while time.monotonic() < deadline:
