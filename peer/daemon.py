@@ -234,7 +234,7 @@ class Peer:
             head = self._store.head
             self._metrics.at_step(head.outer_step)
             self._journal.write("download", outer_step=head.outer_step, digest=head.digest, work=head.work)
-        else:
+        elif self._online.behind:
             self._shutdown.wait(_AGAIN_SECONDS)
         return False
 

@@ -162,11 +162,14 @@ class Online:
             donors.append(told)
         if not donors:
             return False
-        if not await self.transfer.catch_up(donors, lambda head: heavier(head, self.store.head), view.claims):
+        if not await self.transfer.catch_up(donors, self._better, view.claims):
             return False
         self.rounds.forget()
-        self.watch.hurry()
+        await self.watch.look()  # else we would go by what was so before, and not sit down at once
         return True
+
+    def _better(self, head: Head) -> bool:
+        return heavier(head, self.store.head)
 
     async def hand_in(self, attempt: Attempt, local: LocalResult) -> None:
         """Our contribution to an attempt, when those who download our state have had a moment to catch up."""
