@@ -87,10 +87,11 @@ class Peer:
         """Builds everything, cheap and likely to fail first."""
         settings = self._settings
         self._identity = Identity.load_or_create(settings.identity_path)
+        logs.bind(peer_id=self._identity.peer_id)
         self._metrics = PeerMetrics(CollectorRegistry(), version())
         enrolled = enrol(settings, self._identity, self._shutdown, self._metrics)
         manifest = self._manifest = enrolled.manifest
-        logs.bind(run_id=manifest.run_id, peer_id=self._identity.peer_id)
+        logs.bind(run_id=manifest.run_id)
         try:
             device = choose_device(settings.device)
         except RuntimeError as error:
