@@ -178,9 +178,9 @@ def _remote_code(wanted: Model, task: Task, trusted: bool) -> bool:
 
     with _refused(f"model.hub: cannot load {wanted.hub!r}"):
         values, _ = PretrainedConfig.get_config_dict(wanted.hub, revision=wanted.revision or "main")
-    name = str(values.get("model_type"))
+        name, comes_with_code = str(values.get("model_type")), bool(values.get("auto_map"))
     built_in = name in getattr(modeling_auto, task.types) and name in configuration_auto.CONFIG_MAPPING_NAMES
-    if built_in or not values.get("auto_map"):
+    if built_in or not comes_with_code:
         return False
     if not trusted:
         raise ManifestError(
