@@ -149,10 +149,7 @@ async def find(
         RunError: there is no such run, or only forgeries of it.
     """
     if not await network.wait_joined(timeout):
-        raise NetworkError(
-            f"none of the initial peers answers within {timeout:.0f} s; "
-            "check --initial-peers, and that this machine has a network"
-        )
+        raise NetworkError(_nobody(timeout))
     deadline = time.monotonic() + seconds
     pause, longest = _PAUSE_SECONDS
     while True:
@@ -160,10 +157,20 @@ async def find(
         if found is not None:
             return found
         if time.monotonic() >= deadline:
-            raise RunError(_not_found(run_id, tally.refused))
+            # hivemind forgets whoever did not answer the last request: with nobody left, nobody said no
+            if network.known_peers or tally.refused:
+                raise RunError(_not_found(run_id, tally.refused))
+            if timeout is not None:
+                raise NetworkError(_nobody(timeout))
+            deadline = time.monotonic() + seconds
         log.info("the run is not found yet; looking again", run_id=run_id, refused=dict(tally.refused))
         await asyncio.sleep(pause)
         pause = min(2 * pause, longest)
+
+
+def _nobody(timeout: float | None) -> str:
+    within = "" if timeout is None else f" within {timeout:.0f} s"
+    return f"none of the initial peers answers{within}; check --initial-peers, and that this machine has a network"
 
 
 def _not_found(run_id: str, refused: Counter[str]) -> str:
