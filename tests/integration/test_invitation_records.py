@@ -175,11 +175,13 @@ async def test_initial_peers_that_do_not_answer(tmp_path: Path) -> None:
 
 
 async def test_nobody_says_no_when_the_initial_peers_have_gone(tmp_path: Path) -> None:
-    async with member(tmp_path, "bootstrap") as bootstrap:
-        async with member(tmp_path, "volunteer", *bootstrap.visible_maddrs, listen="") as volunteer:
-            await bootstrap.stop()
-            with pytest.raises(NetworkError, match=r"^none of the initial peers answers"):
-                await find(volunteer, RUN_ID, Tally(), 10.0, seconds=3.0)
+    async with (
+        member(tmp_path, "bootstrap") as bootstrap,
+        member(tmp_path, "volunteer", *bootstrap.visible_maddrs, listen="") as volunteer,
+    ):
+        await bootstrap.stop()
+        with pytest.raises(NetworkError, match=r"^none of the initial peers answers"):
+            await find(volunteer, RUN_ID, Tally(), 10.0, seconds=3.0)
 
 
 def test_a_forgery_is_one() -> None:
