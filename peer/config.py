@@ -9,7 +9,10 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 from pydantic_settings import SettingsConfigDict
 
+from swarm.manifest import is_run_id
 from swarm.settings import AnnounceMaddrs, File, HostMaddrs, InitialPeers, Metavar, RelayService, Settings
+
+_EXAMPLE_RUN = "demo@0123456789abcdef"
 
 
 def _device(text: str) -> str:
@@ -32,7 +35,11 @@ def _parse_shard(text: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _home(text: str) -> str:
+def _run(text: str) -> str:
+    if is_run_id(text):
+        return text
+    if re.fullmatch(r"[^/.]*@[^/.]*", text):  # a path with an @ in it has a folder or an ending
+        raise ValueError(f"'{text}' is not a run id; expected NAME@DIGEST with 16 hex digits, e.g. {_EXAMPLE_RUN}")
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
@@ -41,8 +48,10 @@ class PeerSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="WAGGLE_")
 
-    run: Annotated[str, AfterValidator(_home), Metavar("FILE")] = Field(
-        min_length=1, description="The run to take part in: its manifest, a TOML file. Needed."
+    run: Annotated[str, AfterValidator(_run), Metavar("RUN")] = Field(
+        min_length=1,
+        description="The run to take part in: its id, NAME@DIGEST, from an invitation; or its manifest, a TOML file. "
+        "Needed.",
     )
     initial_peers: InitialPeers = Field(default=[])
     host_maddrs: HostMaddrs = Field(default=["/ip4/0.0.0.0/tcp/0"])
@@ -80,6 +89,16 @@ class PeerSettings(Settings):
         default=10, ge=1, description="Write a checkpoint after so many outer steps; one is written on leaving, too."
     )
     checkpoints_kept: int = Field(default=2, ge=1, description="How many checkpoints to keep: the newest.")
+    trust_remote_code: bool = Field(
+        default=False,
+        description="Run Python code that comes with a model of a hub, where transformers does not have its class. "
+        "Whoever wrote that code can then do all that you can do on this machine.",
+    )
+
+    @property
+    def run_id(self) -> str | None:
+        """The run id that ``run`` is, or None when it is a file."""
+        return self.run if is_run_id(self.run) else None
 
     @property
     def identity_path(self) -> Path:

@@ -25,6 +25,7 @@ from prometheus_client import CollectorRegistry
 
 from peer.config import PeerSettings
 from peer.data import Prefetcher, open_stream, open_tokenizer, validation_batches
+from peer.enrolment import enrol
 from peer.journal import Journal
 from peer.layout import Layout, read_parameters
 from peer.metrics import PeerMetrics
@@ -46,7 +47,6 @@ from swarm.history import Ballot, HistoryError
 from swarm.identity import Identity
 from swarm.lifecycle import Shutdown
 from swarm.loop import LoopThread
-from swarm.manifest import Manifest
 from swarm.programs import version
 
 log = structlog.get_logger(__name__)
@@ -94,17 +94,19 @@ class Peer:
     def startup(self) -> None:
         """Builds everything, cheap and likely to fail first."""
         settings = self._settings
-        manifest = self._manifest = Manifest.load(settings.run)
         self._identity = Identity.load_or_create(settings.identity_path)
-        logs.bind(run_id=manifest.run_id, peer_id=self._identity.peer_id)
+        logs.bind(peer_id=self._identity.peer_id)
         self._metrics = PeerMetrics(CollectorRegistry(), version())
+        enrolled = enrol(settings, self._identity, self._shutdown, self._metrics)
+        manifest = self._manifest = enrolled.manifest
+        logs.bind(run_id=manifest.run_id)
         try:
             device = choose_device(settings.device)
         except RuntimeError as error:
             raise DeviceError(f"--device {settings.device}: {error}; choose another or cpu") from error
         limit_threads(settings.threads)
         self._journal = Journal(settings.data_dir, manifest.run_id)
-        model = build_model(manifest)
+        model = build_model(manifest, trust_remote_code=settings.trust_remote_code)
         check_vocabulary(model, open_tokenizer(manifest).vocabulary_size)
         self._validation = validation_batches(manifest)
         optimizer = outer_optimizer(manifest.outer)
@@ -122,7 +124,7 @@ class Peer:
             self._trainer.load_work(work)
         self._loop = LoopThread()
         self._shutdown.on_force(self._kill_children)
-        online = Online(settings, manifest, self._store, self._metrics, lambda: self._phase, self._status)
+        online = Online(settings, enrolled, self._store, self._metrics, lambda: self._phase, self._status)
         online.promised = promised
         self._loop.run(online.start(self._identity, version()), timeout=60.0)
         self._online = online
@@ -439,6 +441,7 @@ class Peer:
         online, head = self._online, self._store.head
         return {
             "run_id": self._manifest.run_id,
+            "author": self._manifest.author,
             "peer_id": self._identity.peer_id,
             "maddrs": online.network.visible_maddrs,
             "phase": self._phase.value,

@@ -12,6 +12,7 @@ from typing import Any
 import structlog
 
 from peer.config import PeerSettings
+from peer.enrolment import Run, keep_published
 from peer.metrics import PeerMetrics
 from peer.phase import Phase
 from peer.progress import SwarmView
@@ -59,14 +60,14 @@ class Online:
     def __init__(
         self,
         settings: PeerSettings,
-        manifest: Manifest,
+        run: Run,
         store: Store,
         metrics: PeerMetrics,
         phase: Callable[[], Phase],
         status: Callable[[], dict[str, Any]],
     ):
         self.store, self.metrics = store, metrics
-        self._settings, self._manifest = settings, manifest
+        self._settings, self._manifest, self._invitation = settings, run.manifest, run.invitation
         self._phase, self._status = phase, status
         self._version = ""
         self.group_size = 0
@@ -132,6 +133,8 @@ class Online:
         await self.rounds.start()
         await self.transfer.start()
         self.network.spawn(self.watch.run())
+        if self._invitation is not None:
+            self.network.spawn(keep_published(self.network, self._invitation))
 
     async def stop(self, drain_seconds: float) -> None:
         """Says goodbye, lets groupmates hear the last outcome, and ends."""

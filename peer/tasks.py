@@ -61,16 +61,17 @@ TASKS: Mapping[str, Task] = {
 }
 
 
-def build_model(manifest: Manifest, seed: int | None = None) -> torch.nn.Module:
+def build_model(manifest: Manifest, seed: int | None = None, trust_remote_code: bool = False) -> torch.nn.Module:
     """The model before the first outer step: float32, on the CPU, in training mode.
 
     From ``seed`` (the manifest's when None) alone: the global random numbers neither matter nor change.
+    trust_remote_code: whether code that comes with ``model.hub`` may run, where the model needs it.
     Raises ManifestError, one line that names the field.
     """
     with torch.random.fork_rng(devices=[]):
         # Not torch.manual_seed, which would seed the accelerators too, and fork_rng restores only the CPU.
         torch.default_generator.manual_seed(manifest.seed if seed is None else seed)
-        model = _build(manifest, torch.device("cpu"))
+        model = _build(manifest, torch.device("cpu"), trust_remote_code)
     _check_fit(manifest, model)
     return model
 
@@ -81,7 +82,7 @@ def shape_model(manifest: Manifest) -> torch.nn.Module:
     With ``model.hub`` this loads the configuration from the hub. Raises ManifestError like build_model.
     """
     with torch.random.fork_rng(devices=[]):
-        model = _build(manifest, torch.device("meta"))
+        model = _build(manifest, torch.device("meta"), trust_remote_code=False)
     _check_fit(manifest, model)
     return model
 
@@ -138,12 +139,13 @@ def generate(
     return ids[len(prompt) :]
 
 
-def _build(manifest: Manifest, device: torch.device) -> torch.nn.Module:
+def _build(manifest: Manifest, device: torch.device, trust_remote_code: bool) -> torch.nn.Module:
     """On ``device``, float32. With model.hub, values only on a real device."""
     import transformers
 
     task, wanted = TASKS[manifest.task], manifest.model
     auto: Any = getattr(transformers, task.auto_class)
+    remote = wanted.hub is not None and _remote_code(wanted, task, trust_remote_code)
     if wanted.hub is not None and device.type != "meta":
         # Its progress bars would tear the peer's log lines; its warnings still come.
         transformers.utils.logging.disable_progress_bar()
@@ -151,26 +153,49 @@ def _build(manifest: Manifest, device: torch.device) -> torch.nn.Module:
             model = auto.from_pretrained(
                 wanted.hub,
                 revision=wanted.revision or "main",
-                trust_remote_code=False,
+                trust_remote_code=remote,
                 use_safetensors=True,  # a pickle could run anything
             )
     else:
-        config = _configuration(wanted, task)
+        config = _configuration(wanted, task, remote)
         field = "model.config" if wanted.hub is None else "model.hub"
         with _refused(f"{field}: transformers cannot build this {config.model_type}"), device:
-            model = auto.from_config(config, trust_remote_code=False)
+            model = auto.from_config(config, trust_remote_code=remote)
     # The cache of keys and values only serves generation: in training it costs memory.
     model.config.use_cache = False
     built: torch.nn.Module = model.float().train()
     return built
 
 
-def _configuration(wanted: Model, task: Task) -> Any:
+def _remote_code(wanted: Model, task: Task, trusted: bool) -> bool:
+    """Whether the model of a hub is built by code that comes with it. Raises ManifestError unless that is trusted.
+
+    Where transformers has the class, its own is taken, whatever else is offered and trusted: peers that trust and
+    peers that do not must build the same model.
+    """
+    from transformers import PretrainedConfig
+    from transformers.models.auto import configuration_auto, modeling_auto
+
+    with _refused(f"model.hub: cannot load {wanted.hub!r}"):
+        values, _ = PretrainedConfig.get_config_dict(wanted.hub, revision=wanted.revision or "main")
+        name, comes_with_code = str(values.get("model_type")), bool(values.get("auto_map"))
+    built_in = name in getattr(modeling_auto, task.types) and name in configuration_auto.CONFIG_MAPPING_NAMES
+    if built_in or not comes_with_code:
+        return False
+    if not trusted:
+        raise ManifestError(
+            f"model.hub: {wanted.hub!r} needs code that comes with it (auto_map in its config.json), which is not run; "
+            "read that code, and only if you trust it start the peer with --trust-remote-code"
+        )
+    return True
+
+
+def _configuration(wanted: Model, task: Task, remote: bool) -> Any:
     from transformers import AutoConfig
 
     if wanted.hub is not None:
         with _refused(f"model.hub: cannot load {wanted.hub!r}"):
-            return AutoConfig.from_pretrained(wanted.hub, revision=wanted.revision or "main", trust_remote_code=False)
+            return AutoConfig.from_pretrained(wanted.hub, revision=wanted.revision or "main", trust_remote_code=remote)
     name = str(wanted.type)
     _check_type(name, task)
     for key in wanted.config:

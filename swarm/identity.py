@@ -45,6 +45,11 @@ def _public_key(peer_id: PeerId) -> Ed25519PublicKey | None:
     return Ed25519PublicKey.from_public_bytes(public_key)
 
 
+def is_peer_id(text: str) -> bool:
+    """Whether ``text`` is the id of an Ed25519 key, spelled in the one way that there is."""
+    return len(text) <= 64 and _public_key(text) is not None
+
+
 def verify(peer_id: PeerId, message: bytes, signature: bytes) -> bool:
     """Whether ``signature`` over ``message`` was made by the key behind ``peer_id``."""
     key = _public_key(peer_id)

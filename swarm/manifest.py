@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from swarm.errors import ManifestError
+from swarm.identity import is_peer_id
 from swarm.optimizer import Count, Optimizer, Schedule
 from swarm.sections import (
     Line,
@@ -35,11 +36,22 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["Data", "Manifest", "Model", "Optimizer", "Round", "Schedule", "Tokenizer", "Validation"]
+__all__ = ["Data", "Manifest", "Model", "Optimizer", "Round", "Schedule", "Tokenizer", "Validation", "is_run_id"]
 
 FORMAT = 1
 MAX_MANIFEST_BYTES = 64 * 1024
 MAX_CONFIG_DEPTH = 8
+_NAME = r"[a-z0-9][a-z0-9-]{0,39}"
+
+
+def is_run_id(text: str) -> bool:
+    """Whether ``text`` has the form of a run id, NAME@DIGEST; it says nothing of whether there is such a run."""
+    return re.fullmatch(_NAME + "@[0-9a-f]{16}", text) is not None
+
+
+def run_id_of(name: str, canonical: bytes) -> str:
+    """The run id of the manifest with this name and these canonical bytes."""
+    return f"{name}@{hashlib.sha256(canonical).hexdigest()[:16]}"
 
 
 def _format(value: int) -> int:
@@ -49,8 +61,14 @@ def _format(value: int) -> int:
 
 
 def _name(value: str) -> str:
-    if not re.fullmatch(r"[a-z0-9][a-z0-9-]{0,39}", value):
+    if not re.fullmatch(_NAME, value):
         raise ValueError(f"must be 1 to 40 of a-z, 0-9 and -, not beginning with -, not {show(value)}")
+    return value
+
+
+def _author(value: str) -> str:
+    if not is_peer_id(value):
+        raise ValueError(f"must be the public id of a key, 12D3KooW..., as waggle run new writes it, not {show(value)}")
     return value
 
 
@@ -157,6 +175,7 @@ class Manifest(Section):
     waggle: Annotated[int, AfterValidator(_format)]
     name: Annotated[str, AfterValidator(_name)]
     description: Annotated[str, Field(max_length=500), AfterValidator(printable)] = ""
+    author: Annotated[str, AfterValidator(_author)] | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     task: Literal["causal-lm"] = "causal-lm"
     model: Model
@@ -243,7 +262,7 @@ class Manifest(Section):
     @property
     def run_id(self) -> str:
         """name@ and the first 16 hex digits of the digest."""
-        return f"{self.name}@{self.digest()[:16]}"
+        return run_id_of(self.name, self.canonical())
 
     @property
     def max_examples_per_peer(self) -> int:

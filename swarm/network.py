@@ -25,6 +25,15 @@ from swarm.control import connect, open_stream
 from swarm.deadline import within
 from swarm.errors import NetworkError
 from swarm.identity import Identity, PeerId
+from swarm.invitation import (
+    INVITATION_SECONDS,
+    INVITATION_SUBKEY,
+    Invitation,
+    InvitationError,
+    expect,
+    manifest_key,
+    open_invitation,
+)
 from swarm.p2pd import P2PD, P2PDOptions
 from swarm.records import PeerRecord, StoreGuard, open_all, peers_key, seal, subkey
 from swarm.wire import StreamChannel, WireError
@@ -256,6 +265,29 @@ class Network:
             return {}
         entries = {key: (item.value, item.expiration_time) for key, item in found.value.items()}
         return open_all(run_id, entries, self._observer.record_dropped, time.time())
+
+    async def publish_invitation(self, invitation: Invitation) -> bool:
+        """Stores the invitation to a run for ``INVITATION_SECONDS``, whoever's it is; whether anybody took it.
+
+        Nobody takes it where a copy that expires later is there already: that is as good.
+        """
+        key, value = manifest_key(invitation.run_id), invitation.envelope()
+        expires = time.time() + INVITATION_SECONDS
+        return bool(await self._dht("store", self._node.store(key, value, expires, subkey=INVITATION_SUBKEY)))
+
+    async def read_invitation(self, run_id: str) -> Invitation | None:
+        """The invitation to a run; None when there is none that passes every check."""
+        found = await self._dht("get", self._node.get(manifest_key(run_id), latest=True))
+        entries = found.value if found is not None and isinstance(found.value, dict) else {}
+        item = entries.get(INVITATION_SUBKEY)
+        if item is None:
+            return None
+        try:
+            opened = open_invitation(item.value, item.expiration_time, time.time())
+            return expect(opened, run_id)
+        except InvitationError as error:
+            self._observer.record_dropped(error.reason)
+            return None
 
     async def _dht(self, operation: str, request: Awaitable[Any]) -> Any:
         began = time.monotonic()

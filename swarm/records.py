@@ -3,7 +3,7 @@
 One dictionary per run, one sub-key per peer. The sub-key names the peer, the value is an envelope signed with the
 peer's identity over run, body and expiration; whoever reads checks all of it and drops, and counts, what fails.
 Peers and bootstraps also refuse to *store* a failing record under a peer's sub-key, so that nobody can shadow a
-peer with a forgery that expires later.
+peer with a forgery that expires later. The same guard stands before the invitation to a run (``swarm.invitation``).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from pydantic import Field, ValidationError
 
 from swarm.history import Digest, Examples, PeerIdField, Step
 from swarm.identity import Identity, PeerId, verify
+from swarm.invitation import INVITATION_SUBKEY, InvitationError, manifest_key, open_invitation
 from swarm.wire import Message
 
 MAX_RECORD_BYTES = 8192
@@ -150,19 +151,32 @@ class StoreGuard(RecordValidatorBase):  # type: ignore[misc]  # hivemind ships n
         """Called by hivemind for what others store here and for what they answer."""
         try:
             key = MSGPackSerializer.loads(record.subkey)
-            if not isinstance(key, str) or not key.startswith(_SUBKEY_PREFIX):
+            if not isinstance(key, str) or not (key.startswith(_SUBKEY_PREFIX) or key == INVITATION_SUBKEY):
                 return True
             value = MSGPackSerializer.loads(record.value)
         except Exception:  # any decoder's complaint about a stranger's bytes means the same: not one of ours
             self._dropped("malformed")
             return False
         try:
-            opened = unseal(key[len(_SUBKEY_PREFIX) :], value, record.expiration_time, time.time())
-            if record.key != DHTID.generate(source=peers_key(opened.run_id)).to_bytes():
-                raise RecordError("run", opened.run_id)  # the peer's own, taken from another run's dictionary
-        except RecordError as error:
+            if key == INVITATION_SUBKEY:
+                _check_invitation(record, value)
+            else:
+                _check_peer(record, key[len(_SUBKEY_PREFIX) :], value)
+        except (RecordError, InvitationError) as error:
             if error.reason == "expired":  # it expired on its way: nobody's fault
                 return True
             self._dropped(error.reason)
             return False
         return True
+
+
+def _check_peer(record: DHTRecord, peer_id: PeerId, value: Any) -> None:
+    opened = unseal(peer_id, value, record.expiration_time, time.time())
+    if record.key != DHTID.generate(source=peers_key(opened.run_id)).to_bytes():
+        raise RecordError("run", opened.run_id)  # the peer's own, taken from another run's dictionary
+
+
+def _check_invitation(record: DHTRecord, value: Any) -> None:
+    opened = open_invitation(value, record.expiration_time, time.time())
+    if record.key != DHTID.generate(source=manifest_key(opened.run_id)).to_bytes():
+        raise RecordError("run", opened.run_id)  # a true one, but to another run

@@ -266,6 +266,16 @@ class Peer(Daemon):
         return until(lambda: _if(self.status, lambda status: status["phase"] == phase), seconds, what, [self])
 
 
+class Volunteer(Peer):
+    """A peer as a volunteer starts it: with a run id, and whom to ask. The same data directory is the same peer."""
+
+    def __init__(self, folder: Path, run_id: str, *flags: str, initial_peers: Sequence[str] = ()):
+        self._manifest, self._writer = "", None
+        own = ["--run", run_id, "--data-dir", str(folder), "--threads", "1", "--device", "cpu", "--host-maddrs", LOCAL]
+        met = [word for maddr in initial_peers for word in ("--initial-peers", maddr)]
+        Program.__init__(self, folder, [sys.executable, "-c", PEER, *own, *met, *self.flags(), *flags])
+
+
 def _if(value: Json, condition: Callable[[Json], bool]) -> Json:
     return value if condition(value) else {}
 
@@ -288,6 +298,10 @@ class House:
     def peer(self, name: str, manifest: str, *flags: str, initial_peers: Sequence[str] = ()) -> Peer:
         """Starts a peer."""
         return self.hold(name, manifest, *flags, initial_peers=initial_peers).release()
+
+    def volunteer(self, name: str, run_id: str, *flags: str, initial_peers: Sequence[str] = ()) -> Volunteer:
+        """Starts a peer that knows its run by the id only."""
+        return self._add(Volunteer(self.folder / name, run_id, *flags, initial_peers=initial_peers))
 
     def program(self, name: str, command: Sequence[str]) -> Program:
         """Starts any program; its command line must name something in its folder."""

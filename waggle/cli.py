@@ -76,7 +76,7 @@ def _export(
 
 app.command("bootstrap")(bootstrap)
 app.command("peer")(peer)
-app.add_typer(run_app, name="run", help="Check and explain a manifest.")
+app.add_typer(run_app, name="run", help="Make, check, explain, sign and publish a manifest.")
 
 
 def main() -> NoReturn:

@@ -1,7 +1,8 @@
-"""`waggle run check` and `waggle run show`: is a manifest valid, and what does it mean for who takes part."""
+"""`waggle run`: what authors do with a manifest, and what it means for who takes part."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,18 +12,29 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from swarm.errors import UsageError
 from swarm.programs import new_app
 
 if TYPE_CHECKING:
+    from swarm.invitation import Invitation
     from swarm.manifest import Manifest, Optimizer
 
 GROUP_SIZES = (2, 4, 8)
 CODEC_BYTES = {"fp32": 4, "fp16": 2}
 """Bytes for each value on the wire; the scales and headers beside them are under 0.1%."""
 
-app = new_app("Check and explain a manifest.", no_args_is_help=True)
+app = new_app("Make, check, explain, sign and publish a manifest.", no_args_is_help=True)
 
 File = Annotated[Path, typer.Argument(metavar="FILE", help="A run manifest (TOML).")]
+Key = Annotated[Path, typer.Option(metavar="FILE", help="The author's key.")]
+InitialPeers = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MULTIADDR", envvar="WAGGLE_INITIAL_PEERS", show_envvar=False,
+        help="Who to find the swarm through: ADDRESS/p2p/PEER_ID. Repeat it, or separate with commas.",
+    ),
+]  # fmt: skip
+AUTHOR_KEY = Path("~/.waggle/author.key")
 
 
 @dataclass(frozen=True)
@@ -103,31 +115,103 @@ def check(file: File) -> None:
 
 
 @app.command("show")
-def show(file: File) -> None:
-    """Says what a manifest means: the work, parameters, bytes per outer step, memory."""
+def show(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run manifest (TOML), or a run id.")],
+    initial_peers: InitialPeers = None,
+) -> None:
+    """Says what a run means: author, work, parameters, bytes per outer step, memory."""
     from peer.tasks import shape_model
-    from swarm.manifest import Manifest
+    from swarm.invitation import read_signature
+    from swarm.manifest import Manifest, is_run_id
 
-    manifest = Manifest.load(file)
+    invitation: Invitation | None
+    if is_run_id(run):
+        invitation = _look_up(run, initial_peers)
+        manifest = invitation.manifest()
+    else:
+        manifest = Manifest.load(run)
+        invitation = read_signature(Path(run), manifest)
     parameters = sum(parameter.numel() for parameter in shape_model(manifest).parameters())
-    Console().print(render(manifest, parameters))
+    Console().print(render(manifest, parameters, invitation is not None))
 
 
-def render(manifest: Manifest, parameters: int) -> Table:
-    """A table with one line per fact."""
+@app.command("new")
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What people will call the run.")],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; NAME.toml by default.")] = None,
+    template: Annotated[str, typer.Option(metavar="demo|text|hub", help="What it begins as.")] = "demo",
+    key: Key = AUTHOR_KEY,
+) -> None:
+    """Writes a manifest to begin with, and makes the author's key if it is missing."""
+    from waggle import author
+
+    file, key = out or Path(f"{name}.toml"), key.expanduser()
+    manifest = author.new(name, file, template, key)
+    typer.echo(f"{file} is a run of the author {manifest.author}, whose key is {key}: keep it")
+    typer.echo(f"next: edit it, then waggle run check {file}, waggle run sign {file}")
+
+
+@app.command("sign")
+def sign(file: File, key: Key = AUTHOR_KEY) -> None:
+    """Signs a manifest with the key of the author that it names; writes FILE.sig."""
+    from waggle import author
+
+    invitation, path = author.sign(file, key.expanduser())
+    typer.echo(f"signed {invitation.run_id} by {invitation.author} in {path}")
+    typer.echo(f"next: waggle run publish {file} --initial-peers MULTIADDR")
+
+
+@app.command("publish")
+def publish(file: File, initial_peers: InitialPeers = None) -> None:
+    """Publishes a signed manifest where volunteers can find it, and says what they type."""
+    from waggle import author
+
+    invitation = author.signed(file)
+    maddrs = _initial_peers(initial_peers)
+    author.publish(invitation, maddrs)
+    typer.echo(f"published {invitation.run_id} by {invitation.author}")
+    typer.echo(author.how_to_join(invitation.run_id, maddrs))
+
+
+def _look_up(run_id: str, initial_peers: list[str] | None) -> Invitation:
+    import asyncio
+
+    maddrs = _initial_peers(initial_peers)
+    from waggle.visit import look_up
+
+    return asyncio.run(look_up(run_id, maddrs))
+
+
+def _initial_peers(given: list[str] | None) -> list[str]:
+    """What was given, checked. Raises UsageError."""
+    from swarm.addresses import check_initial_peer
+
+    where = "(flag --initial-peers, variable WAGGLE_INITIAL_PEERS)"
+    maddrs = [maddr for text in given or [] for maddr in re.split(r"[,\s]+", text) if maddr]
+    if not maddrs:
+        raise UsageError(f"initial_peers: is needed and not given {where}")
+    try:
+        return [check_initial_peer(maddr) for maddr in maddrs]
+    except ValueError as error:
+        raise UsageError(f"initial_peers: {error} {where}") from None
+
+
+def render(manifest: Manifest, parameters: int, signed: bool = False) -> Table:
+    """A table with one line per fact. signed: whether there is a signature, which then holds."""
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, value in _facts(manifest, parameters):
+    for name, value in _facts(manifest, parameters, signed):
         # Text, not markup: a stranger's manifest must not format our terminal.
         table.add_row(name, Text(value))
     return table
 
 
-def _facts(manifest: Manifest, parameters: int) -> list[tuple[str, str]]:
+def _facts(manifest: Manifest, parameters: int, signed: bool) -> list[tuple[str, str]]:
     model, data, round_ = manifest.model, manifest.data, manifest.round
     source = {"text": ", ".join(data.paths), "hub": data.dataset}.get(data.source, "")
-    facts = [("run_id", manifest.run_id)]
+    author = f"{manifest.author} ({'whose signature holds' if signed else 'not signed yet'})"
+    facts = [("run_id", manifest.run_id), ("author", author if manifest.author else "none")]
     if manifest.description:
         facts.append(("description", manifest.description))
     facts += [

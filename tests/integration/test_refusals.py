@@ -33,6 +33,8 @@ REFUSALS = {
     "initial-peer": Refusal(ExitCode.USAGE, "/ip4/1.2.3/tcp/1", ("--initial-peers", "/ip4/1.2.3/tcp/1/p2p/12D3Koo")),
     "host-maddr": Refusal(ExitCode.USAGE, "/ip4/0.0.0.0/tpc/1", ("--host-maddrs", "/ip4/0.0.0.0/tpc/1")),
     "announced": Refusal(ExitCode.USAGE, "/ip4/0.0.0.0/tcp/1", ("--announce-maddrs", "/ip4/0.0.0.0/tcp/1")),
+    "nobody-to-ask": Refusal(ExitCode.USAGE, "must be fetched from somebody", ("--run", "demo@0123456789abcdef")),
+    "run-id": Refusal(ExitCode.USAGE, "'demo@123' is not a run id", ("--run", "demo@123")),
     "manifest": Refusal(ExitCode.MANIFEST, "round.codec", change=(r'codec = "\w+"', 'codec = "fp17"')),
     "identity": Refusal(ExitCode.IDENTITY, "KEY", ("--identity", "KEY")),
     "data": Refusal(ExitCode.DATA, "nothing-here", change=(r"paths = .*", 'paths = ["nothing-here-*.txt"]')),

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from swarm.errors import ManifestError
 from swarm.manifest import Manifest
+from tests.chain import PEERS
 
 Values = dict[str, Any]
 
@@ -95,7 +96,7 @@ def manifests(draw: st.DrawFn) -> Values:
             )
         ),
     }
-    values |= draw(table({}, description=TEXTS, seed=st.integers(0, 2**63 - 1)))
+    values |= draw(table({}, description=TEXTS, seed=st.integers(0, 2**63 - 1), author=st.sampled_from(PEERS)))
     if draw(st.booleans()):
         values["validation"] = {"fraction": draw(st.floats(0.001, 0.5)), "every": draw(st.integers(1, 100))}
     return values
