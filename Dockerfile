@@ -7,7 +7,7 @@
 
 ARG PYTHON_IMAGE=python:3.11-slim
 
-# -- what Waggle stands on: changes with the pins only, not with the source ----------------------------------------------
+# -- what Waggle stands on: changes with the pins only, not with the source --------------------------------------------
 FROM ${PYTHON_IMAGE} AS dependencies
 # PyPI's torch brings some GB of CUDA. This index has the same version without ("2.13.0+cpu", which pip prefers to
 # "2.13.0"). Empty takes PyPI's. Where the index cannot be reached, pip says so and takes what it finds elsewhere.
@@ -25,9 +25,12 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 COPY pyproject.toml ./
 # pip cannot install "all that a project needs, but not the project", so the list is taken out of pyproject.toml.
 RUN --mount=type=cache,target=/root/.cache/pip \
-    python -c "import sys, tomllib; project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+    python -c "\
+import sys, tomllib; \
+project = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
 extras = project['optional-dependencies']; \
-print(*project['dependencies'], *(one for name in sys.argv[1:] for one in extras[name]), sep='\n')" ${EXTRAS} > needed.txt \
+print(*project['dependencies'], *(one for name in sys.argv[1:] for one in extras[name]), sep='\n') \
+" ${EXTRAS} > needed.txt \
  && pip --python /opt/waggle/bin/python install -c constraints.txt -r needed.txt
 # Nothing is compiled or tested in a container: the libraries' headers and tests stay behind, 0.3 GB.
 RUN cd /opt/waggle/lib/python3*/site-packages \
@@ -74,9 +77,9 @@ WORKDIR /waggle
 VOLUME /data
 EXPOSE 8080 8081 31337 31338
 STOPSIGNAL SIGTERM
-# A peer answers at 8080, a bootstrap at 8081. http.client, not urllib.request, which would ask a proxy of the environment
-# about our own loopback; -I -S, no site-packages, so that a check costs milliseconds. A peer imports torch before it
-# answers, which takes long on a busy machine: hence the start period.
+# A peer answers at 8080, a bootstrap at 8081. http.client, not urllib.request, which would ask a proxy of the
+# environment about our own loopback; -I -S, no site-packages, so that a check costs milliseconds. A peer imports torch
+# before it answers, which takes long on a busy machine: hence the start period.
 HEALTHCHECK --interval=10s --timeout=5s --start-period=180s --retries=3 CMD ["python", "-I", "-S", "-c", "\
 import http.client, socket, sys; \
 port = 8081 if socket.socket().connect_ex(('127.0.0.1', 8080)) else 8080; \
