@@ -39,7 +39,7 @@ def lacking() -> str:
     ):
         done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
         if done.returncode != 0:
-            return f"{what}: {(done.stderr.strip() or done.stdout.strip()).splitlines()[-1:]}"
+            return f"{what}: {done.stderr.strip() or done.stdout.strip()}"
     return ""
 
 
