@@ -4,10 +4,10 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test check format clean help
+.PHONY: demo test e2e check format clean help
 
 help:  ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
+	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 10) <= v < (3, 14) else "waggle needs Python 3.10 to 3.13, this is %d.%d: run make with PYTHON=/path/to/python3.11" % v)'
@@ -21,6 +21,9 @@ demo: $(READY)  ## a bootstrap and three peers on this machine, with a live tabl
 
 test: $(READY)  ## the whole test suite
 	@$(BIN)/python -m pytest
+
+e2e: $(READY)  ## builds the Docker image and tries a swarm of containers; skips without an engine
+	@$(BIN)/python -m pytest tests/e2e -s
 
 check: $(READY)  ## ruff, mypy strict, import contracts
 	@$(BIN)/ruff format --check .

@@ -22,5 +22,10 @@ class BootstrapSettings(Settings):
         description="The key that makes the peer id, which everybody's initial_peers name: keep it.",
     )
     initial_peers: InitialPeers = Field(default=[])
+    introduction: File | None = Field(
+        default=None,
+        description="A settings file to write, with our addresses as initial_peers: for the --config of peers that "
+        "share a disk with us.",
+    )
     relay_service: RelayService = True
     http: HostPort = "127.0.0.1:8081"

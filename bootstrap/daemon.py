@@ -16,6 +16,7 @@ import structlog
 from prometheus_client import CollectorRegistry
 
 from bootstrap.config import BootstrapSettings
+from bootstrap.introduction import write_introduction
 from swarm import logs
 from swarm.errors import NetworkError
 from swarm.exposition import Exposition
@@ -61,6 +62,8 @@ class Bootstrap:
         self._shutdown.on_force(network.kill)
         exposition = Exposition(metrics.registry, self._status, self._healthy, lambda: network.joined)
         try:
+            if self._settings.introduction is not None:  # before /healthz answers: who waits for that may read it
+                write_introduction(self._settings.introduction, network.visible_maddrs)
             address = self._settings.http_address
             if address is not None:
                 await exposition.start(*address)

@@ -103,6 +103,19 @@ def test_two_bootstraps_know_each_other_and_a_restarted_one_is_the_same(
     late.commits_until(max(one.outer_step, other.outer_step) + 1)
 
 
+def test_peers_that_can_read_its_introduction_need_no_address(house: House, run: str) -> None:
+    introduction = house.folder / "introduction.toml"
+    introducing = house.bootstrap("introducing", "--introduction", str(introduction))
+    assert introducing.get("/healthz").status_code == 200
+    assert introduction.exists(), "it is written before it answers"
+    peers = [house.hold(name, run, "--config", str(introduction), "--max-outer-steps", "1") for name in ("a", "b")]
+    for peer in peers:
+        peer.release()
+    for peer in peers:
+        peer.commits_until(1)
+        assert peer.wait(30) == 0, peer.words
+
+
 def test_it_can_be_watched(bootstrap: Bootstrap) -> None:
     assert bootstrap.get("/healthz").status_code == 200
     until(lambda: bootstrap.get("/readyz").status_code == 200, 10, "it is ready", [bootstrap])
