@@ -17,6 +17,7 @@ from prometheus_client import CollectorRegistry
 
 from bootstrap.config import BootstrapSettings
 from swarm import logs
+from swarm.claims import claim_identity
 from swarm.errors import NetworkError
 from swarm.exposition import Exposition
 from swarm.identity import Identity
@@ -56,6 +57,7 @@ class Bootstrap:
         loop = asyncio.get_running_loop()
         self._shutdown.on_request(lambda: loop.call_soon_threadsafe(leaving.set))
         identity = Identity.load_or_create(self._settings.identity)
+        claim = claim_identity(identity.path)
         logs.bind(peer_id=identity.peer_id)
         network, metrics = await self._start(identity)
         self._shutdown.on_force(network.kill)
@@ -75,6 +77,7 @@ class Bootstrap:
         finally:
             await exposition.stop()
             await network.stop()
+            claim.release()
 
     async def _start(self, identity: Identity) -> tuple[Network, NetworkMetrics]:
         settings = self._settings

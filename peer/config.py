@@ -62,6 +62,9 @@ class PeerSettings(Settings):
     max_outer_steps: int | None = Field(
         default=None, ge=1, description="Leave once this outer step of the run is committed; else go on."
     )
+    join_timeout_seconds: Annotated[float, Metavar("SECONDS")] = Field(
+        default=0.0, ge=0, description="Give up when no initial peer answers for so long; 0 tries for ever."
+    )
     relay_service: RelayService = False
     auto_relay: bool = Field(
         default=False, description="Find a relay when others cannot dial us, and be reached through it."

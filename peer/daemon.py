@@ -23,6 +23,7 @@ from peer.config import PeerSettings
 from peer.data import Prefetcher, open_stream, open_tokenizer, validation_batches
 from peer.journal import Journal
 from peer.layout import Layout, read_parameters
+from peer.machine import check_machine
 from peer.metrics import PeerMetrics
 from peer.online import Online
 from peer.optimizers import outer_optimizer
@@ -31,11 +32,12 @@ from peer.rounds.attempt import Attempt
 from peer.rounds.gates import check_values
 from peer.state.files import save_state
 from peer.state.store import Store
-from peer.tasks import TASKS, build_model, check_vocabulary
+from peer.tasks import TASKS, build_model, check_vocabulary, count_parameters
 from peer.training import Trainer, choose_device, limit_threads
 from peer.values import LocalResult, RoundResult
 from swarm import logs
-from swarm.errors import DeviceError, ExitCode, NetworkError
+from swarm.claims import claim_folder, claim_identity
+from swarm.errors import DeviceError, ExitCode, NetworkError, StateError, WaggleError
 from swarm.identity import Identity
 from swarm.lifecycle import Shutdown
 from swarm.loop import LoopThread
@@ -78,6 +80,7 @@ class Peer:
         self._loss = self._validation_loss = math.nan
         self._last_commit = 0.0
         self._online: Online | None = None
+        self._failure: WaggleError | None = None
         self._stopping = threading.RLock()
         shutdown.on_request(self._asked_to_leave)
 
@@ -87,7 +90,9 @@ class Peer:
         """Builds everything, cheap and likely to fail first."""
         settings = self._settings
         manifest = self._manifest = Manifest.load(settings.run)
+        self._claims = [claim_folder(settings.data_dir)]  # kept until the process ends
         self._identity = Identity.load_or_create(settings.identity_path)
+        self._claims.append(claim_identity(self._identity.path))
         logs.bind(run_id=manifest.run_id, peer_id=self._identity.peer_id)
         self._metrics = PeerMetrics(CollectorRegistry(), version())
         try:
@@ -95,6 +100,7 @@ class Peer:
         except RuntimeError as error:
             raise DeviceError(f"--device {settings.device}: {error}; choose another or cpu") from error
         limit_threads(settings.threads)
+        check_machine(manifest, count_parameters(manifest), settings.data_dir, device)
         self._journal = Journal(settings.data_dir, manifest.run_id)
         model = build_model(manifest)
         check_vocabulary(model, open_tokenizer(manifest).vocabulary_size)
@@ -105,7 +111,7 @@ class Peer:
         self._trainer = Trainer(manifest, model, TASKS[manifest.task].loss, self._batches, device)
         self._loop = LoopThread()
         self._shutdown.on_force(self._kill_children)
-        online = Online(settings, manifest, self._store, self._metrics, lambda: self._phase, self._status)
+        online = Online(settings, manifest, self._store, self._metrics, lambda: self._phase, self._status, self._fail)
         self._loop.run(online.start(self._identity, version()), timeout=60.0)
         self._online = online
         logs.tame()
@@ -121,7 +127,13 @@ class Peer:
 
     async def _watch_p2pd(self, online: Online) -> None:
         await online.network.died.wait()
-        self._shutdown.request("p2pd ended")
+        self._fail(NetworkError("p2pd ended unexpectedly; see the lines above, and start the peer again"))
+
+    def _fail(self, error: WaggleError) -> None:
+        """Ends the peer, in order, with this error; from any thread."""
+        if not self._shutdown.requested:  # whoever was asked to leave before leaves in order
+            self._failure = error
+        self._shutdown.request(str(error).partition(";")[0])
 
     # -- main loop -------------------------------------------------------------------------------------------
 
@@ -134,8 +146,8 @@ class Peer:
         self._wait_for_the_others()
         if not self._shutdown.requested:
             self._shutdown.request("all outer steps done")
-        elif self._shutdown.reason == "p2pd ended":
-            raise NetworkError("p2pd ended unexpectedly; see the lines above, and start the peer again")
+        elif self._failure is not None:
+            raise self._failure
 
     def _wait_for_the_others(self) -> None:
         """Who missed our last commit needs somebody to get it from: all may be about to leave."""
@@ -153,10 +165,17 @@ class Peer:
 
     def _join(self) -> None:
         assert self._online is not None
-        joined = self._loop.submit(self._online.network.wait_joined(None))
+        network, seconds = self._online.network, self._settings.join_timeout_seconds
+        joined = self._loop.submit(network.wait_joined(seconds or None))
         self._wait(joined)
         joined.cancel()
         if not self._shutdown.requested:
+            if not network.joined:
+                raise NetworkError(
+                    f"initial_peers: none answered within {seconds:g} s ({', '.join(self._settings.initial_peers)}); "
+                    "see that one of them runs and that no firewall stands between, or ask for a newer address"
+                )
+            network.clock.check()
             self._loop.run(self._online.watch.look(), timeout=30.0)
             self._trainer.load(self._store.committed.parameters)
 
@@ -353,7 +372,10 @@ class Peer:
     def _write_last_line(self) -> None:
         status = self._status()
         fields = ("peer_id", "outer_step", "digest", "examples", "bytes_sent", "bytes_received", "processes")
-        self._journal.write("stop", reason=self._shutdown.reason, **{name: status[name] for name in fields})
+        try:
+            self._journal.write("stop", reason=self._shutdown.reason, **{name: status[name] for name in fields})
+        except StateError as error:  # the others are told goodbye all the same
+            log.warning("the journal lacks its last line", why=str(error))
 
     def _kill_children(self) -> None:
         if self._online is not None:
@@ -389,6 +411,7 @@ class Peer:
             "peers": online.watch.view.peers,
             "group_size": online.group_size,
             "last_commit_timestamp": self._last_commit,
+            "clock_offset_seconds": online.network.clock.offset,
             "bytes_sent": self._metrics.sent,
             "bytes_received": self._metrics.received,
             "processes": 1 + len(psutil.Process().children(recursive=True)),

@@ -86,6 +86,11 @@ def shape_model(manifest: Manifest) -> torch.nn.Module:
     return model
 
 
+def count_parameters(manifest: Manifest) -> int:
+    """Of the model, without building it. Raises ManifestError like ``shape_model``."""
+    return sum(parameter.numel() for parameter in shape_model(manifest).parameters())
+
+
 def check_vocabulary(model: torch.nn.Module, vocabulary_size: int) -> None:
     """Raises ManifestError unless the model has an embedding for each of the tokenizer's ids."""
     embeddings = _embeddings(model)

@@ -44,7 +44,10 @@ MAX_CONFIG_DEPTH = 8
 
 def _format(value: int) -> int:
     if value != FORMAT:
-        raise ValueError(f"must be {FORMAT}, the manifest format that this Waggle reads, not {show(value)}")
+        raise ValueError(
+            f"must be {FORMAT}, the manifest format that this Waggle reads, not {show(value)}: "
+            "take the Waggle that the run was made with"
+        )
     return value
 
 

@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -21,12 +20,14 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.utils.multiaddr import Multiaddr
 
+from swarm.clock import Clock
 from swarm.control import connect, open_stream
 from swarm.deadline import within
 from swarm.errors import NetworkError
 from swarm.identity import Identity, PeerId
+from swarm.joining import Acquaintances, Joining
 from swarm.p2pd import P2PD, P2PDOptions
-from swarm.records import PeerRecord, StoreGuard, open_all, peers_key, seal, subkey
+from swarm.records import Opened, PeerRecord, StoreGuard, open_all, peers_key, seal, subkey
 from swarm.wire import StreamChannel, WireError
 
 log = structlog.get_logger(__name__)
@@ -38,8 +39,6 @@ RECORD_LIFETIME_SECONDS = 30.0
 _DIAL_SECONDS = 5.0
 _LINGER_SECONDS = 10.0
 _CANCELLATIONS = 4
-_RETRY_SECONDS = (0.5, 30.0)  # first and longest pause between two attempts to reach the initial peers
-
 Handler = Callable[[StreamChannel], Awaitable[None]]
 
 
@@ -55,6 +54,9 @@ class NetworkObserver(Protocol):
     def record_dropped(self, reason: str) -> None:
         """A record failed a check."""
 
+    def clock_offset(self, seconds: float) -> None:
+        """Our clock is ahead of the swarm's by so much."""
+
 
 class SilentObserver:
     """Observes nothing."""
@@ -68,19 +70,8 @@ class SilentObserver:
     def record_dropped(self, reason: str) -> None:
         """See NetworkObserver."""
 
-
-@dataclass(frozen=True)
-class InitialPeer:
-    """A bootstrap (or any peer) to join the DHT through."""
-
-    peer_id: PeerId
-    maddr: str
-
-    @classmethod
-    def parse(cls, text: str) -> InitialPeer:
-        """Splits ``/ip4/.../tcp/.../p2p/PEER_ID``, already validated."""
-        maddr, _, peer_id = text.rpartition("/p2p/")
-        return cls(peer_id, maddr)
+    def clock_offset(self, seconds: float) -> None:
+        """See NetworkObserver."""
 
 
 class Network:
@@ -92,8 +83,7 @@ class Network:
         self.died = daemon.died
         self.maddrs: list[str] = []
         self._daemon, self._node, self._observer = daemon, node, observer
-        self._initial_peers: Sequence[InitialPeer] = ()
-        self._joined = asyncio.Event()
+        self._joining: Joining
         self._streams: Counter[PeerId] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -104,8 +94,9 @@ class Network:
         options: P2PDOptions,
         initial_peers: Sequence[str] = (),
         observer: NetworkObserver | None = None,
+        acquaintances: Acquaintances = dict,
     ) -> Network:
-        """Starts p2pd and the DHT and begins to dial the initial peers.
+        """Starts p2pd and the DHT and begins to dial the initial peers, and acquaintances where none of them answers.
 
         Raises:
             NetworkError: p2pd did not start.
@@ -131,8 +122,8 @@ class Network:
             await daemon.stop()
             raise
         network.maddrs = [str(maddr) for maddr in maddrs][:16] if options.host_maddrs else []
-        network._initial_peers = [InitialPeer.parse(text) for text in initial_peers]
-        network.spawn(network._keep_joined())
+        network._joining = Joining(node, network.dial, initial_peers, acquaintances, observer.clock_offset)
+        network.spawn(network._joining.run())
         return network
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -185,44 +176,18 @@ class Network:
     @property
     def joined(self) -> bool:
         """Whether an initial peer answered, or none was given."""
-        return self._joined.is_set()
+        return self._joining.joined.is_set()
+
+    @property
+    def clock(self) -> Clock:
+        """How far our clock is from the swarm's; settled when ``joined``."""
+        return self._joining.clock
 
     async def wait_joined(self, timeout: float | None) -> bool:
         """Waits until ``joined``; False after ``timeout`` seconds."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await within(self._joined.wait(), timeout)
-        return self._joined.is_set()
-
-    async def _keep_joined(self) -> None:
-        if not self._initial_peers:
-            self._joined.set()
-            return
-        first, longest = _RETRY_SECONDS
-        pause = first
-        while True:
-            reached = await asyncio.gather(*map(self._reach, self._initial_peers))
-            if any(reached) or (self._joined.is_set() and self.known_peers):
-                if not self._joined.is_set():
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        # fills the routing table with the peers nearest to us
-                        await within(self._node.find_nearest_nodes([self._node.node_id]), _DIAL_SECONDS)
-                    self._joined.set()
-                pause = 10.0
-            else:
-                log.warning(
-                    "none of the initial peers answers; trying again",
-                    initial_peers=[peer.maddr for peer in self._initial_peers],
-                    seconds=round(pause, 1),
-                )
-                pause = min(pause * 2, longest)
-            await asyncio.sleep(pause)
-
-    async def _reach(self, peer: InitialPeer) -> bool:
-        if peer.peer_id == self.peer_id:
-            return True
-        if not await self.dial(peer.peer_id, [peer.maddr]):
-            return False
-        return await self._node.protocol.call_ping(PeerID.from_base58(peer.peer_id)) is not None
+            await within(self._joining.joined.wait(), timeout)
+        return self.joined
 
     async def dial(self, peer_id: PeerId, maddrs: Sequence[str], timeout: float = _DIAL_SECONDS) -> bool:
         """Connects to a peer; whether that worked within ``timeout`` seconds."""
@@ -249,7 +214,7 @@ class Network:
         store = self._node.store(peers_key(run_id), envelope, expires, subkey=subkey(self.peer_id))
         return bool(await self._dht("store", store))
 
-    async def read_peers(self, run_id: str) -> dict[PeerId, PeerRecord]:
+    async def read_peers(self, run_id: str) -> dict[PeerId, Opened]:
         """The valid records of a run."""
         found = await self._dht("get", self._node.get(peers_key(run_id), latest=True))
         if found is None or not isinstance(found.value, dict):
