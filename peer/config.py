@@ -32,7 +32,8 @@ def _parse_shard(text: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _home(text: str) -> str:
+def home(text: str) -> str:
+    """With ``~`` expanded; a run may be named without a path."""
     return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
@@ -41,7 +42,7 @@ class PeerSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="WAGGLE_")
 
-    run: Annotated[str, AfterValidator(_home), Metavar("FILE")] = Field(
+    run: Annotated[str, AfterValidator(home), Metavar("FILE")] = Field(
         min_length=1, description="The run to take part in: its manifest, a TOML file. Needed."
     )
     initial_peers: InitialPeers = Field(default=[])

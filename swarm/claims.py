@@ -51,17 +51,33 @@ def claim_folder(folder: Path) -> Claim:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:  # leaves nothing: the disk itself is asked if we may write
-            file.write(b"bee")
+        can_write(folder)
         return _claim(folder)
     except _HeldError as held:
         raise StateError(
             f"data_dir {folder}: in use by {held.who}; stop that peer, or give this one its own --data-dir"
         ) from None
     except OSError as error:
-        raise StateError(
-            f"data_dir {folder}: cannot be written ({error.strerror}); mend that, or choose another --data-dir"
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def can_write(folder: Path) -> Path:
+    """Asks the disk itself, and leaves nothing. A folder that is not there has to have a parent that can be written.
+
+    Returns the folder that was written into. Raises StateError.
+    """
+    where = next(one for one in (folder, *folder.absolute().parents) if one.exists())
+    try:
+        with tempfile.TemporaryFile(dir=where) as file:
+            file.write(b"bee")
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+    return where
+
+
+def _unwritable(folder: Path, error: OSError) -> StateError:
+    why = os.strerror(errno.EEXIST) if error.errno == errno.ENOTDIR else error.strerror
+    return StateError(f"data_dir {folder}: cannot be written ({why}); mend that, or choose another --data-dir")
 
 
 def claim_identity(path: Path) -> Claim:

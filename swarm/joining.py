@@ -127,7 +127,7 @@ class Joining:
     async def _compare_clocks(self) -> None:
         """Asks the initial peers and some that they introduced us to."""
         asked = {*(peer.peer_id for peer in self._initial), *self._known[:_ASKED_PEERS]} - {self._ourselves}
-        answers = zip(asked, await asyncio.gather(*map(self._ask_time, asked)), strict=True)
+        answers = zip(asked, await asyncio.gather(*map(self.ask_time, asked)), strict=True)
         before, now = self.clock, Clock({peer: seconds for peer, seconds in answers if seconds is not None})
         if now.offset is None:
             return
@@ -136,7 +136,7 @@ class Joining:
         if abs(now.offset) > CLOCK_TOLERANCE_SECONDS >= abs(before.offset or 0.0):
             log.warning(f"clock: {now.words}; turn on NTP")
 
-    async def _ask_time(self, peer_id: PeerId) -> float | None:
+    async def ask_time(self, peer_id: PeerId) -> float | None:
         """Seconds by which our clock is ahead of a peer's, if it tells."""
         protocol = self._node.protocol
         request = dht_pb2.PingRequest(peer=protocol.node_info, validate=False)

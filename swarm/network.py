@@ -191,6 +191,10 @@ class Network:
 
     async def dial(self, peer_id: PeerId, maddrs: Sequence[str], timeout: float = _DIAL_SECONDS) -> bool:
         """Connects to a peer; whether that worked within ``timeout`` seconds."""
+        return not await self.obstacle(peer_id, maddrs, timeout)
+
+    async def obstacle(self, peer_id: PeerId, maddrs: Sequence[str], timeout: float = _DIAL_SECONDS) -> str:
+        """Connects to a peer, or says why that did not work within ``timeout`` seconds; empty when it did."""
         try:
             parsed = [Multiaddr(maddr) for maddr in maddrs]
             await within(connect(self._daemon.p2p, PeerID.from_base58(peer_id), parsed), timeout)
@@ -201,9 +205,14 @@ class Network:
             ValueError,
             asyncio.IncompleteReadError,
         ) as error:
-            log.debug("cannot dial", peer=peer_id, maddrs=list(maddrs), why=str(error)[:300])
-            return False
-        return True
+            why = str(error)[:300] or f"no answer within {timeout:g} s"
+            log.debug("cannot dial", peer=peer_id, maddrs=list(maddrs), why=why)
+            return why
+        return ""
+
+    async def ask_time(self, peer_id: PeerId) -> float | None:
+        """Seconds by which our clock is ahead of a peer's; None when it does not tell, as no peer of ours would."""
+        return await self._joining.ask_time(peer_id)
 
     # -- records ---------------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from bootstrap.command import bootstrap
 from peer.command import peer
 from swarm.programs import main as run_program
 from swarm.programs import new_app, version
+from waggle.doctor import doctor
 from waggle.run import app as run_app
 
 app = new_app("Train one model together, peer to peer.", no_args_is_help=True)
@@ -60,6 +61,7 @@ def _status(
 
 app.command("bootstrap")(bootstrap)
 app.command("peer")(peer)
+app.command("doctor")(doctor)
 app.add_typer(run_app, name="run", help="Check and explain a manifest.")
 
 

@@ -91,7 +91,7 @@ CASES = {
     ),
     "extra": Case(
         ExitCode.MISSING_EXTRA,
-        "data.source = 'hub' needs the datasets library: pip install 'waggle[hub]'",
+        "data.source = 'hub' needs the datasets library; pip install 'waggle[hub]'",
         change=(r'source = "text"\npaths = .*', 'source = "hub"\ndataset = "nobody/nothing"\nfield = "text"'),
         environment=("PYTHONPATH=SHARED/without",),
     ),
