@@ -205,7 +205,7 @@ class Network:
             ValueError,
             asyncio.IncompleteReadError,
         ) as error:
-            why = str(error)[:300] or f"no answer within {timeout:g} s"
+            why = str(error)[:1000] or f"no answer within {timeout:g} s"
             log.debug("cannot dial", peer=peer_id, maddrs=list(maddrs), why=why)
             return why
         return ""

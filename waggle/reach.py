@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 import socket
 import tempfile
 from collections.abc import Iterable, Sequence
@@ -54,11 +55,8 @@ async def _dial(peer: InitialPeer) -> tuple[Check, float | None]:
         try:
             obstacle = await network.obstacle(peer.peer_id, [peer.maddr], DIAL_SECONDS)
             if obstacle:
-                advice = (
-                    "see that it runs, that no firewall stands between, and that the address is right to the letter"
-                )
-                detail = f"{whole}: {_short(obstacle)}"
-                return Check("initial peer", Verdict.FAIL, detail, advice, ExitCode.NETWORK), None
+                why, advice = explain(obstacle)
+                return Check("initial peer", Verdict.FAIL, f"{whole}: {why}", advice, ExitCode.NETWORK), None
             offset = await network.ask_time(peer.peer_id)
         finally:
             await network.stop()
@@ -73,9 +71,18 @@ def _stranger(folder: Path) -> tuple[Identity, P2PDOptions]:
     return identity, P2PDOptions(identity.path)
 
 
-def _short(obstacle: str) -> str:
-    """p2pd tells each address that it tried on a line of its own; the last words are the reason."""
-    return obstacle.strip().splitlines()[-1].strip(" *[]")[-200:]
+def explain(obstacle: str) -> tuple[str, str]:
+    """What p2pd's words about a dial that failed mean, and what to do."""
+    if other := re.search(r"peer id mismatch.*remote key matches (\w+)", obstacle):
+        return f"{other[1]} answers there", "ask for the new address: it lost its key, or another one has its place"
+    if "connection refused" in obstacle:
+        return "connection refused", "see that it runs, and that its port is this one"
+    if "no good addresses" in obstacle:
+        return "no such host", "see that the name is right, and that this machine can look up names"
+    if "no route to host" in obstacle or "network is unreachable" in obstacle:
+        return "no way there", "see that this machine is connected, and that the address is right"
+    advice = "see that it runs, that the address is right, and that no firewall stands between"
+    return obstacle.strip().splitlines()[-1][-200:], advice
 
 
 def clock(offsets: dict[PeerId, float]) -> Check:

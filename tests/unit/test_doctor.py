@@ -21,7 +21,7 @@ from tests.processes import manifest
 from waggle import checks, doctor
 from waggle.checks import Check, Verdict
 from waggle.doctor import DoctorSettings
-from waggle.reach import clock, reachability
+from waggle.reach import clock, explain, reachability
 
 OK, WARN, FAIL = Verdict.OK, Verdict.WARN, Verdict.FAIL
 PUBLIC, PRIVATE, LOOPBACK = "203.0.113.7", "192.168.1.5", "127.0.0.1"
@@ -171,6 +171,30 @@ def test_the_clock(offsets: list[float], verdict: Verdict, code: ExitCode) -> No
     check = clock(dict(zip(PEERS, offsets, strict=False)))
     assert (check.verdict, check.exit_code) == (verdict, code)
     assert bool(check.advice) == (verdict is not OK)
+
+
+REFUSED = "Connect failed. msg=failed to dial: all dials failed\n  * [/ip4/127.0.0.1/tcp/9] dial tcp4 127.0.0.1:9: "
+
+
+@pytest.mark.parametrize(
+    "obstacle, why, advice",
+    [
+        (REFUSED + "connect: connection refused", "connection refused", "see that it runs"),
+        (
+            REFUSED + f"failed to negotiate security protocol: peer id mismatch: expected {PEERS[0]}, but remote key "
+            f"matches {PEERS[1]}",
+            f"{PEERS[1]} answers there",
+            "ask for the new address",
+        ),
+        ("Connect failed. msg=failed to dial X: no good addresses", "no such host", "see that the name is right"),
+        (REFUSED + "connect: network is unreachable", "no way there", "see that this machine is connected"),
+        ("no answer within 10 s", "no answer within 10 s", "see that it runs, that the address is right, and that no"),
+    ],
+)
+def test_why_a_peer_cannot_be_dialled(obstacle: str, why: str, advice: str) -> None:
+    found = explain(obstacle)
+    assert found[0] == why
+    assert found[1].startswith(advice)
 
 
 FOUND = [
