@@ -5,10 +5,8 @@ Where a peer would refuse to start, the check calls what refuses, so that both s
 
 from __future__ import annotations
 
-import errno
 import re
 import resource
-import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +19,9 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from peer.needs import in_units, memory, state_bytes
-from swarm.errors import DeviceError, ExitCode, IdentityError, MissingExtraError, NetworkError, StateError, WaggleError
+from swarm.addresses import parse_http
+from swarm.errors import DeviceError, ExitCode, IdentityError, MissingExtraError, StateError, WaggleError
+from swarm.listening import check_free
 
 if TYPE_CHECKING:
     from peer.config import PeerSettings
@@ -214,33 +214,23 @@ def open_files() -> Check:
 
 def ports(settings: PeerSettings) -> Iterator[Check]:
     """Whether what a peer listens on is free."""
-    address = settings.http_address
-    if address is None:
-        yield Check("http", Verdict.OK, "off")
-    else:
-        yield checked("http", lambda: _free(settings.http, socket.SOCK_STREAM, *address, flag="--http"))
+    for name, flag, text, address in (
+        ("http", "--http", settings.http, settings.http_address),
+        ("p2pd metrics", "--p2pd-metrics", settings.p2pd_metrics, parse_http(settings.p2pd_metrics_address or "off")),
+    ):
+        if address is not None:
+            yield _port(name, *address, text, flag)
     for maddr in [] if settings.client_mode else settings.host_maddrs:
         _, _, host, transport, port, *_ = maddr.split("/")
-        kind = socket.SOCK_DGRAM if transport == "udp" else socket.SOCK_STREAM
-        yield checked(
-            "port", lambda m=maddr, k=kind, h=host, p=int(port): _free(m, k, h, p, flag="--host-maddrs")  # type: ignore[misc]  # as above
-        )  # fmt: skip
+        yield _port("port", host, int(port), maddr, "--host-maddrs", udp=transport == "udp")
 
 
-def _free(text: str, kind: socket.SocketKind, host: str, port: int, flag: str) -> str:
-    try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=kind)[0]
-        with socket.socket(family, kind) as probe:
-            if kind is socket.SOCK_STREAM:  # as servers do: connections that have just ended do not count
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(address)
-            if kind is socket.SOCK_STREAM:
-                probe.listen()
-    except OSError as error:  # gaierror is one too
-        reasons = {errno.EADDRINUSE: "is occupied", errno.EADDRNOTAVAIL: "is not an address of this machine"}
-        reason = reasons.get(error.errno or 0, f"cannot be listened on ({error.strerror or error})")
-        raise NetworkError(f"{text} {reason}; stop the other program, or choose another {flag}") from None
-    return f"{text} is free" if port else f"{text}: any free port"
+def _port(name: str, host: str, port: int, text: str, flag: str, *, udp: bool = False) -> Check:
+    def look() -> str:
+        check_free(host, port, text, flag, udp=udp)
+        return f"{text} is free" if port else f"{text}: any free port"
+
+    return checked(name, look)
 
 
 def first_failure(checks: Sequence[Check]) -> ExitCode:

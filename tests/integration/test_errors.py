@@ -113,6 +113,11 @@ CASES = {
         "port ...",
         ("--host-maddrs", "/ip4/127.0.0.1/tcp/TAKEN"),
     ),
+    "metrics-port": Case(
+        ExitCode.NETWORK,
+        "p2pd_metrics: 127.0.0.1:TAKEN is occupied; stop the other program, or choose another --p2pd-metrics",
+        ("--p2pd-metrics", "127.0.0.1:TAKEN"),
+    ),
     "foreign-address": Case(
         ExitCode.NETWORK,
         "p2pd did not start: an address of --host-maddrs is not one of this machine ...",

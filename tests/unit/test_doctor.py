@@ -133,10 +133,10 @@ def test_ports(taken: int) -> None:
     assert found[0].exit_code is ExitCode.NETWORK
     assert found[0].detail == f"127.0.0.1:{taken} is occupied"
     assert found[1].advice == "stop the other program, or choose another --host-maddrs"
-    (http, foreign) = checks.ports(settings(host_maddrs=["/ip4/192.0.2.1/tcp/0"]))
-    assert http == Check("http", OK, "off")
+    (metrics, foreign) = checks.ports(settings(host_maddrs=["/ip4/192.0.2.1/tcp/0"], p2pd_metrics=f"127.0.0.1:{taken}"))
+    assert (metrics.name, metrics.verdict) == ("p2pd metrics", FAIL)
     assert foreign.detail == "/ip4/192.0.2.1/tcp/0 is not an address of this machine"
-    assert len(list(checks.ports(settings(client_mode=True, host_maddrs=maddrs)))) == 1, "it listens nowhere"
+    assert len(list(checks.ports(settings(client_mode=True, host_maddrs=maddrs)))) == 0, "it listens nowhere"
 
 
 @pytest.mark.parametrize(
