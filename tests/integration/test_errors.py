@@ -330,6 +330,20 @@ def test_what_is_not_ours_to_change_is_kept(
             assert [path.name for path in (house.folder / name).iterdir()] == ["filler"]
 
 
+def test_a_second_bootstrap_with_one_key_is_refused(house: House, words: dict[str, str]) -> None:
+    first, key = house.programs[0], house.folder / "bootstrap" / "identity.key"
+    second = house.program(
+        "second-bootstrap",
+        [sys.executable, "-m", "bootstrap", "--identity", str(key), "--host-maddrs", LOCAL, "--http", "off"],
+    )
+    assert second.wait(START_SECONDS) == ExitCode.IDENTITY, second.words
+    assert lines_for_people(second) == [
+        f"waggle: identity {key}: in use by process {first.process.pid}; stop that one, or give this one its own "
+        "--identity"
+    ]
+    assert first.process.poll() is None, "the first goes on"
+
+
 def test_a_disk_that_fills_up_ends_the_peer(house: House, words: dict[str, str], allowed: dict[str, bool]) -> None:
     if not allowed["mounts"]:
         pytest.skip(MISSING["mounts"])
