@@ -46,7 +46,7 @@ def _format(value: int) -> int:
     if value != FORMAT:
         raise ValueError(
             f"must be {FORMAT}, the manifest format that this Waggle reads, not {show(value)}: "
-            "take the Waggle that the run was made with"
+            "take a Waggle that reads it"
         )
     return value
 
