@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 from bootstrap.config import BootstrapSettings
 from bootstrap.introduction import write_introduction
 from swarm import logs
+from swarm.claims import claim_identity
 from swarm.errors import NetworkError
 from swarm.exposition import Exposition
 from swarm.identity import Identity
@@ -57,6 +58,7 @@ class Bootstrap:
         loop = asyncio.get_running_loop()
         self._shutdown.on_request(lambda: loop.call_soon_threadsafe(leaving.set))
         identity = Identity.load_or_create(self._settings.identity)
+        claim = claim_identity(identity.path)
         logs.bind(peer_id=identity.peer_id)
         network, metrics = await self._start(identity)
         self._shutdown.on_force(network.kill)
@@ -78,6 +80,7 @@ class Bootstrap:
         finally:
             await exposition.stop()
             await network.stop()
+            claim.release()
 
     async def _start(self, identity: Identity) -> tuple[Network, NetworkMetrics]:
         settings = self._settings

@@ -35,7 +35,8 @@ def _parse_shard(text: str) -> tuple[int, int] | None:
     return int(match[1]), int(match[2])
 
 
-def _run(text: str) -> str:
+def run_name(text: str) -> str:
+    """A run id, or a file with ``~`` expanded. Raises ValueError for what was meant to be a run id and is none."""
     if is_run_id(text):
         return text
     if re.fullmatch(r"[^/.]*@[^/.]*", text):  # a path with an @ in it has a folder or an ending
@@ -48,7 +49,7 @@ class PeerSettings(Settings):
 
     model_config = SettingsConfigDict(env_prefix="WAGGLE_")
 
-    run: Annotated[str, AfterValidator(_run), Metavar("RUN")] = Field(
+    run: Annotated[str, AfterValidator(run_name), Metavar("RUN")] = Field(
         min_length=1,
         description="The run to take part in: its id, NAME@DIGEST, from an invitation; or its manifest, a TOML file. "
         "Needed.",
@@ -70,6 +71,9 @@ class PeerSettings(Settings):
     threads: int = Field(default=0, ge=0, description="CPU threads for training; 0 leaves it to torch.")
     max_outer_steps: int | None = Field(
         default=None, ge=1, description="Leave once this outer step of the run is committed; else go on."
+    )
+    join_timeout_seconds: Annotated[float, Metavar("SECONDS")] = Field(
+        default=0.0, ge=0, description="Give up when no initial peer answers for so long; 0 tries for ever."
     )
     relay_service: RelayService = False
     auto_relay: bool = Field(

@@ -13,9 +13,7 @@ import threading
 import time
 from concurrent import futures
 from concurrent.futures import Future
-from dataclasses import replace
 from hashlib import sha256
-from pathlib import Path
 from typing import Any
 
 import psutil
@@ -25,25 +23,26 @@ from prometheus_client import CollectorRegistry
 
 from peer.config import PeerSettings
 from peer.data import Prefetcher, open_stream, open_tokenizer, validation_batches
-from peer.enrolment import enrol
+from peer.enrolment import Run, enrol
 from peer.journal import Journal
 from peer.layout import Layout, read_parameters
+from peer.machine import check_machine
 from peer.metrics import PeerMetrics
 from peer.online import Online
 from peer.optimizers import outer_optimizer
 from peer.phase import Event, Phase, next_phase
+from peer.resumption import Resumption
 from peer.rounds.attempt import Attempt
 from peer.rounds.gates import check_values
 from peer.state.checkpoints import Checkpoints, run_folder
-from peer.state.files import Checkpoint
-from peer.state.messages import MAX_LINKS
 from peer.state.store import Store
-from peer.tasks import TASKS, build_model, check_vocabulary
+from peer.tasks import TASKS, build_model, check_vocabulary, count_parameters
 from peer.training import Trainer, choose_device, cursor_of, limit_threads
-from peer.values import LocalResult, LocalWork, RoundResult
+from peer.values import LocalResult, RoundResult
 from swarm import logs
-from swarm.errors import DeviceError, ExitCode, NetworkError, StateError
-from swarm.history import Ballot, HistoryError
+from swarm.claims import claim_folder, claim_identity
+from swarm.errors import DeviceError, ExitCode, NetworkError, StateError, WaggleError
+from swarm.history import Ballot
 from swarm.identity import Identity
 from swarm.lifecycle import Shutdown
 from swarm.loop import LoopThread
@@ -85,6 +84,7 @@ class Peer:
         self._loss = self._validation_loss = math.nan
         self._last_commit = 0.0
         self._online: Online | None = None
+        self._failure: WaggleError | None = None
         self._stopping = threading.RLock()
         self._busy = False
         shutdown.on_request(self._asked_to_leave)
@@ -94,89 +94,90 @@ class Peer:
     def startup(self) -> None:
         """Builds everything, cheap and likely to fail first."""
         settings = self._settings
+        self._claims = [claim_folder(settings.data_dir)]  # kept until the process ends
         self._identity = Identity.load_or_create(settings.identity_path)
+        self._claims.append(claim_identity(self._identity.path))
         logs.bind(peer_id=self._identity.peer_id)
         self._metrics = PeerMetrics(CollectorRegistry(), version())
-        enrolled = enrol(settings, self._identity, self._shutdown, self._metrics)
-        manifest = self._manifest = enrolled.manifest
-        logs.bind(run_id=manifest.run_id)
+        seconds = settings.join_timeout_seconds or None
+        enrolled = enrol(settings, self._identity, self._shutdown, self._metrics, seconds)
+        self._manifest = enrolled.manifest
+        logs.bind(run_id=self._manifest.run_id)
+        device = self._device()
+        promised = self._take_up(self._build_model(device), device)
+        self._go_online(enrolled, promised)
+        assert self._online is not None
+        log.info(
+            "peer started",
+            maddrs=self._online.network.visible_maddrs or "none (client mode)",
+            http=self._online.exposition.url if self._online.exposition else "off",
+            parameters=self._store.layout.size,
+            device=str(device),
+        )
+
+    def _device(self) -> torch.device:
         try:
-            device = choose_device(settings.device)
+            device = choose_device(self._settings.device)
         except RuntimeError as error:
-            raise DeviceError(f"--device {settings.device}: {error}; choose another or cpu") from error
-        limit_threads(settings.threads)
+            raise DeviceError(f"--device {self._settings.device}: {error}; choose another or cpu") from error
+        limit_threads(self._settings.threads)
+        return device
+
+    def _build_model(self, device: torch.device) -> torch.nn.Module:
+        settings, manifest = self._settings, self._manifest
+        trusted = settings.trust_remote_code
+        parameters = count_parameters(manifest, trusted)
+        check_machine(manifest, parameters, settings.data_dir, settings.checkpoints_kept, device)
         self._journal = Journal(settings.data_dir, manifest.run_id)
-        model = build_model(manifest, trust_remote_code=settings.trust_remote_code)
+        model = build_model(manifest, trust_remote_code=trusted)
         check_vocabulary(model, open_tokenizer(manifest).vocabulary_size)
         self._validation = validation_batches(manifest)
+        return model
+
+    def _take_up(self, model: torch.nn.Module, device: torch.device) -> Ballot | None:
+        """Where this peer was, or the beginning; returns what it had promised."""
+        settings, manifest = self._settings, self._manifest
         optimizer = outer_optimizer(manifest.outer)
         self._store = Store(manifest.run_id, Layout.of(model), read_parameters(model), optimizer)
         folder, kept = run_folder(settings.data_dir, manifest.run_id), settings.checkpoints_kept
-        self._checkpoints = Checkpoints(folder, manifest.run_id, self._store.layout, self._store.slot_names, kept)
-        self._checkpoints.open(manifest.canonical())
-        work, promised = self._resume()
+        checkpoints = Checkpoints(folder, manifest.run_id, self._store.layout, self._store.slot_names, kept)
+        checkpoints.open(manifest.canonical())
+        reader = settings.data_shard or self._identity.peer_id
+        resumption = Resumption(checkpoints, self._store, self._metrics, self._journal, reader)
+        work, promised = resumption.take_up()
         stream = open_stream(manifest, self._identity.peer_id, cursor_of(work), data_shard=settings.data_shard)
         self._batches = Prefetcher(stream)
         self._trainer = Trainer(manifest, model, TASKS[manifest.task].loss, self._batches, device)
-        torch.manual_seed(int.from_bytes(sha256(f"{manifest.seed}:{self._reader}".encode()).digest()[:8], "big"))
+        # Dropout and the like: another sequence for every peer, the same one for whoever repeats a run.
+        torch.manual_seed(int.from_bytes(sha256(f"{manifest.seed}:{reader}".encode()).digest()[:8], "big"))
         self._trainer.load(self._store.committed.parameters)
         if work is not None:
             self._trainer.load_work(work)
+        self._resumption = resumption
+        return promised
+
+    def _go_online(self, enrolled: Run, promised: Ballot | None) -> None:
         self._loop = LoopThread()
         self._shutdown.on_force(self._kill_children)
-        online = Online(settings, enrolled, self._store, self._metrics, lambda: self._phase, self._status)
+        online = Online(
+            self._settings, enrolled, self._store, self._metrics, lambda: self._phase, self._status, self._fail
+        )
         online.promised = promised
         self._loop.run(online.start(self._identity, version()), timeout=60.0)
         self._online = online
         logs.tame()
         self._event(Event.NETWORKED)
-        log.info(
-            "peer started",
-            maddrs=online.network.visible_maddrs or "none (client mode)",
-            http=online.exposition.url if online.exposition else "off",
-            parameters=self._store.layout.size,
-            device=str(device),
-        )
         self._loop.call(lambda: online.network.spawn(self._watch_p2pd(online)))
-
-    @property
-    def _reader(self) -> str:
-        """Whose stream of examples we read: a cursor into another one means nothing."""
-        return self._settings.data_shard or self._identity.peer_id
-
-    def _resume(self) -> tuple[LocalWork | None, Ballot | None]:
-        """Takes up the newest checkpoint; returns the local work in it and what we had promised."""
-        found = self._checkpoints.newest()
-        remembers, promised = self._checkpoints.recall(self._store.head.digest if found is None else found.state.digest)
-        if found is None:
-            return None, None
-        try:
-            self._store.resume(found.state, found.chain, remembers=remembers)
-        except HistoryError as error:
-            raise StateError(f"{self._checkpoints.folder}: {error}; move the folder away to begin afresh") from error
-        head = self._store.head
-        self._metrics.at_step(head.outer_step)
-        self._journal.write("resume", outer_step=head.outer_step, digest=head.digest, work=head.work)
-        log.info("resumed", outer_step=head.outer_step, digest=head.digest[:16], folder=str(self._checkpoints.folder))
-        work = found.local
-        if work is not None and work.facts.get("reader") != self._reader:
-            log.warning("the checkpoint is of another reader of the data; starting with its data from the beginning")
-            work = None
-        return work, promised if remembers else None
-
-    def _checkpoint(self, *, busy: bool = False) -> Checkpoint:
-        """All that we are now. busy: an inner step is under way, so what it changes is left out."""
-        work = self._trainer.settled_work() if busy else self._trainer.save_work()
-        chain = self._store.history.since(0, MAX_LINKS)
-        return Checkpoint(self._store.committed, chain, replace(work, facts={**work.facts, "reader": self._reader}))
-
-    def _written(self, writing: Future[Path]) -> None:
-        if writing.exception() is None:  # else the next one tells
-            self._metrics.checkpointed(time.time())
 
     async def _watch_p2pd(self, online: Online) -> None:
         await online.network.died.wait()
-        self._shutdown.request("p2pd ended")
+        self._fail(NetworkError("p2pd ended unexpectedly; see the lines above, and start the peer again"))
+
+    def _fail(self, error: WaggleError) -> None:
+        """Ends the peer, in order, with this error; from any thread."""
+        if not self._shutdown.requested:  # whoever was asked to leave before leaves in order
+            self._failure = error
+        self._shutdown.request(str(error).partition(";")[0])
 
     # -- main loop -------------------------------------------------------------------------------------------
 
@@ -189,8 +190,8 @@ class Peer:
         self._wait_for_the_others()
         if not self._shutdown.requested:
             self._shutdown.request("all outer steps done")
-        elif self._shutdown.reason == "p2pd ended":
-            raise NetworkError("p2pd ended unexpectedly; see the lines above, and start the peer again")
+        elif self._failure is not None:
+            raise self._failure
 
     def _wait_for_the_others(self) -> None:
         """Who missed our last commit needs somebody to get it from: all may be about to leave."""
@@ -208,10 +209,17 @@ class Peer:
 
     def _join(self) -> None:
         assert self._online is not None
-        joined = self._loop.submit(self._online.network.wait_joined(None))
+        network, seconds = self._online.network, self._settings.join_timeout_seconds
+        joined = self._loop.submit(network.wait_joined(seconds or None))
         self._wait(joined)
         joined.cancel()
         if not self._shutdown.requested:
+            if not network.joined:
+                raise NetworkError(
+                    f"initial_peers: none answered within {seconds:g} s ({', '.join(self._settings.initial_peers)}); "
+                    "see that one of them runs and that no firewall stands between, or ask for a newer address"
+                )
+            network.clock.check()
             self._loop.run(self._online.watch.look(), timeout=30.0)
 
     def _up_to_date(self) -> bool:
@@ -349,9 +357,7 @@ class Peer:
         if link.outer_step % self._manifest.validation.every == 0 or self._finished:
             self._validate()
         if link.outer_step % self._settings.checkpoint_every == 0:
-            writing = self._checkpoints.begin(self._checkpoint())
-            if writing is not None:
-                writing.add_done_callback(self._written)
+            self._resumption.save(self._trainer)
 
     def _validate(self) -> None:
         if not self._validation or self._shutdown.requested:
@@ -404,24 +410,20 @@ class Peer:
         if hasattr(self, "_batches"):
             self._batches.close()
         if self._online is not None:
-            self._save(in_order, self._online)
+            rounds = self._online.rounds
+            remembers = in_order and rounds.accepted is None  # no vote of ours is under way
+            self._resumption.leave(self._trainer, busy=self._busy, promised=rounds.promised, remembers=remembers)
         if hasattr(self, "_journal"):
             self._journal.close()
         self._event(Event.STOPPED)
 
-    def _save(self, in_order: bool, online: Online) -> None:
-        """The last checkpoint, and a note of what we promised where we know that no vote of ours is under way."""
-        head = self._store.head
-        path = self._checkpoints.finish(self._checkpoint(busy=self._busy) if head.outer_step else None)
-        if path is not None:
-            log.info("checkpoint written", path=str(path), outer_step=head.outer_step)
-        if path is not None and in_order and online.rounds.accepted is None and not self._store.forgetful:
-            self._checkpoints.remember(head.digest, online.rounds.promised)
-
     def _write_last_line(self) -> None:
         status = self._status()
         fields = ("peer_id", "outer_step", "digest", "examples", "bytes_sent", "bytes_received", "processes")
-        self._journal.write("stop", reason=self._shutdown.reason, **{name: status[name] for name in fields})
+        try:
+            self._journal.write("stop", reason=self._shutdown.reason, **{name: status[name] for name in fields})
+        except StateError as error:  # the others are told goodbye all the same
+            log.warning("the journal lacks its last line", why=str(error))
 
     def _kill_children(self) -> None:
         if self._online is not None:
@@ -458,6 +460,7 @@ class Peer:
             "peers": online.watch.view.peers,
             "group_size": online.group_size,
             "last_commit_timestamp": self._last_commit,
+            "clock_offset_seconds": online.network.clock.offset,
             "bytes_sent": self._metrics.sent,
             "bytes_received": self._metrics.received,
             "processes": 1 + len(psutil.Process().children(recursive=True)),

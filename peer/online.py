@@ -6,11 +6,14 @@ The daemon owns one and talks to it from the main thread; everything here runs i
 from __future__ import annotations
 
 import asyncio
+import secrets
+import time
 from collections.abc import Callable
 from typing import Any
 
 import structlog
 
+from peer.acquaintances import Acquaintances
 from peer.config import PeerSettings
 from peer.enrolment import Run, keep_published
 from peer.metrics import PeerMetrics
@@ -23,8 +26,10 @@ from peer.rounds.context import Context, Deadlines
 from peer.rounds.rounds import Rounds
 from peer.state.store import Store
 from peer.state.transfer import Transfer
+from peer.twin import Twin
 from peer.values import LocalResult
 from peer.watch import Watch
+from swarm.errors import WaggleError
 from swarm.exposition import Exposition
 from swarm.history import Ballot, Head, heavier
 from swarm.identity import Identity
@@ -54,7 +59,7 @@ def terms_of(manifest: Manifest) -> Terms:
 class Online:
     """Everything that needs the network.
 
-    phase: the peer's, as of now. status: fields of /status that the daemon knows.
+    phase: the peer's, as of now. status: fields of /status that the daemon knows. fail: ends the peer with an error.
     """
 
     def __init__(
@@ -65,11 +70,14 @@ class Online:
         metrics: PeerMetrics,
         phase: Callable[[], Phase],
         status: Callable[[], dict[str, Any]],
+        fail: Callable[[WaggleError], None],
     ):
         self.store, self.metrics = store, metrics
         self._settings, self._manifest, self._invitation = settings, run.manifest, run.invitation
         self._phase, self._status = phase, status
         self._version = ""
+        self._twin = Twin(secrets.token_hex(8), time.time(), fail)
+        self._acquaintances = Acquaintances(settings.data_dir, run.manifest.run_id)
         self.group_size = 0
         self.promised: Ballot | None = None  # in an earlier life, at our head
         self.exposition: Exposition | None = None
@@ -96,7 +104,9 @@ class Online:
             trusted_relays=tuple(settings.initial_peers) if settings.auto_relay else (),
             metrics=settings.p2pd_metrics_address,
         )
-        self.network = await Network.start(identity, options, settings.initial_peers, self.metrics)
+        self.network = await Network.start(
+            identity, options, settings.initial_peers, self.metrics, self._acquaintances.latest
+        )
         try:
             await self._start_parts(identity, manifest)
             address = settings.http_address
@@ -129,7 +139,7 @@ class Online:
             uploads=self._settings.uploads, rate=self._settings.upload_rate_bytes,
         )  # fmt: skip
         self.store.fetcher = self.transfer.fetch
-        self.watch = Watch(manifest.run_id, self.network, self._record, lambda: self.store.head, self._seen)
+        self.watch = Watch(manifest.run_id, self.network, self._record, lambda: self.store.head, self._seen, self._twin)
         await self.rounds.start()
         await self.transfer.start()
         self.network.spawn(self.watch.run())
@@ -191,12 +201,15 @@ class Online:
             group_size=self.group_size,
             client_mode=self._settings.client_mode,
             version=self._version,
+            session=self._twin.session,
+            started=self._twin.started,
         )
 
     def _seen(self, view: SwarmView) -> None:
         self.rounds.see(view.companions)
         for peer in view.left:
             self.rounds.absences.add(peer)  # no round waits for whoever has said goodbye
+        self._acquaintances.met(view.reachable)
         self.metrics.seen(view, self.store.head.outer_step)
         self.metrics.known_peers(self.network.known_peers)
 

@@ -76,15 +76,20 @@ def build_model(manifest: Manifest, seed: int | None = None, trust_remote_code: 
     return model
 
 
-def shape_model(manifest: Manifest) -> torch.nn.Module:
+def shape_model(manifest: Manifest, trust_remote_code: bool = False) -> torch.nn.Module:
     """The model without memory or values (device meta): enough to count, and to find what build_model refuses.
 
     With ``model.hub`` this loads the configuration from the hub. Raises ManifestError like build_model.
     """
     with torch.random.fork_rng(devices=[]):
-        model = _build(manifest, torch.device("meta"), trust_remote_code=False)
+        model = _build(manifest, torch.device("meta"), trust_remote_code)
     _check_fit(manifest, model)
     return model
+
+
+def count_parameters(manifest: Manifest, trust_remote_code: bool = False) -> int:
+    """Of the model, without building it. Raises ManifestError like ``shape_model``."""
+    return sum(parameter.numel() for parameter in shape_model(manifest, trust_remote_code).parameters())
 
 
 def check_vocabulary(model: torch.nn.Module, vocabulary_size: int) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import structlog
 
 from peer.progress import SwarmView, view
+from peer.twin import Twin
 from swarm.history import Digest, Head
 from swarm.identity import PeerId
 from swarm.network import RECORD_LIFETIME_SECONDS, Network
@@ -27,7 +28,7 @@ LAG_SECONDS = 3.0
 class Watch:
     """Runs in the network's loop; ``view`` and ``lagging`` may be read from any thread.
 
-    describe: our record as of now. seen: called with each new view.
+    describe: our record as of now. seen: called with each new view. twin: is shown the record under our own name.
     """
 
     def __init__(
@@ -37,10 +38,11 @@ class Watch:
         describe: Callable[[], PeerRecord],
         head: Callable[[], Head],
         seen: Callable[[SwarmView], None],
+        twin: Twin,
     ):
         self.view = SwarmView()
         self._run_id, self._network = run_id, network
-        self._describe, self._head, self._seen = describe, head, seen
+        self._describe, self._head, self._seen, self._twin = describe, head, seen, twin
         self._published: PeerRecord | None = None
         self._published_at = 0.0
         self._past: dict[int, Digest] = {}
@@ -67,7 +69,10 @@ class Watch:
         due = record != self._published or time.monotonic() - self._published_at > _REFRESH_SECONDS
         if due and await self._network.publish(self._run_id, record):
             self._published, self._published_at = record, time.monotonic()
-        records = await self._network.read_peers(self._run_id)
+        found = await self._network.read_peers(self._run_id)
+        if self._twin.see(found.get(self._network.peer_id)):
+            self._published = None  # at the next look
+        records = {peer: opened.record for peer, opened in found.items()}
         head = self._head()
         self._remember(head)
         self.view = view(records, self._network.peer_id, head, self._past)
@@ -114,5 +119,7 @@ class Watch:
         return now - ahead[1] >= LAG_SECONDS or (forked is not None and now - forked >= LAG_SECONDS)
 
     async def say_goodbye(self) -> None:
-        """Publishes the leaving record."""
+        """Publishes the leaving record; not in the name of a peer that stays."""
+        if self._twin.second:
+            return
         await self._network.publish(self._run_id, self._describe())

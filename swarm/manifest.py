@@ -56,7 +56,10 @@ def run_id_of(name: str, canonical: bytes) -> str:
 
 def _format(value: int) -> int:
     if value != FORMAT:
-        raise ValueError(f"must be {FORMAT}, the manifest format that this Waggle reads, not {show(value)}")
+        raise ValueError(
+            f"must be {FORMAT}, the manifest format that this Waggle reads, not {show(value)}: "
+            "take a Waggle that reads it"
+        )
     return value
 
 

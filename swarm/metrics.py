@@ -5,6 +5,7 @@ Prefix ``waggle_``, base units, bounded labels: never a peer id or an address.
 
 from __future__ import annotations
 
+import math
 import platform
 
 from prometheus_client import (
@@ -59,6 +60,12 @@ class NetworkMetrics:
             "waggle_records_dropped", "DHT records that failed a check, by reason.", ["reason"], registry=registry
         )
         self._table = Gauge("waggle_dht_peers", "Peers in the DHT's routing table.", registry=registry)
+        self._clock = Gauge(
+            "waggle_clock_offset_seconds",
+            "Seconds by which this machine's clock is ahead of the swarm's; NaN before anybody told its time.",
+            registry=registry,
+        )
+        self._clock.set(math.nan)
 
     def traffic(self, purpose: str, direction: str, count: int) -> None:
         """See NetworkObserver."""
@@ -76,6 +83,10 @@ class NetworkMetrics:
     def record_dropped(self, reason: str) -> None:
         """See NetworkObserver."""
         self._dropped.labels(reason).inc()
+
+    def clock_offset(self, seconds: float) -> None:
+        """See NetworkObserver."""
+        self._clock.set(seconds)
 
     def known_peers(self, count: int) -> None:
         """The size of the routing table."""

@@ -11,7 +11,6 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 import structlog
@@ -21,6 +20,7 @@ from hivemind.p2p.p2p_daemon_bindings.datastructures import StreamInfo
 from hivemind.p2p.p2p_daemon_bindings.utils import ControlFailure
 from hivemind.utils.multiaddr import Multiaddr
 
+from swarm.clock import Clock
 from swarm.control import connect, open_stream
 from swarm.deadline import within
 from swarm.errors import NetworkError
@@ -34,8 +34,9 @@ from swarm.invitation import (
     manifest_key,
     open_invitation,
 )
+from swarm.joining import Acquaintances, Joining
 from swarm.p2pd import P2PD, P2PDOptions
-from swarm.records import PeerRecord, StoreGuard, open_all, peers_key, seal, subkey
+from swarm.records import Opened, PeerRecord, StoreGuard, open_all, peers_key, seal, subkey
 from swarm.wire import StreamChannel, WireError
 
 log = structlog.get_logger(__name__)
@@ -47,8 +48,6 @@ RECORD_LIFETIME_SECONDS = 30.0
 _DIAL_SECONDS = 5.0
 _LINGER_SECONDS = 10.0
 _CANCELLATIONS = 4
-_RETRY_SECONDS = (0.5, 30.0)  # first and longest pause between two attempts to reach the initial peers
-
 Handler = Callable[[StreamChannel], Awaitable[None]]
 
 
@@ -64,6 +63,9 @@ class NetworkObserver(Protocol):
     def record_dropped(self, reason: str) -> None:
         """A record failed a check."""
 
+    def clock_offset(self, seconds: float) -> None:
+        """Our clock is ahead of the swarm's by so much."""
+
 
 class SilentObserver:
     """Observes nothing."""
@@ -77,19 +79,8 @@ class SilentObserver:
     def record_dropped(self, reason: str) -> None:
         """See NetworkObserver."""
 
-
-@dataclass(frozen=True)
-class InitialPeer:
-    """A bootstrap (or any peer) to join the DHT through."""
-
-    peer_id: PeerId
-    maddr: str
-
-    @classmethod
-    def parse(cls, text: str) -> InitialPeer:
-        """Splits ``/ip4/.../tcp/.../p2p/PEER_ID``, already validated."""
-        maddr, _, peer_id = text.rpartition("/p2p/")
-        return cls(peer_id, maddr)
+    def clock_offset(self, seconds: float) -> None:
+        """See NetworkObserver."""
 
 
 class Network:
@@ -101,8 +92,7 @@ class Network:
         self.died = daemon.died
         self.maddrs: list[str] = []
         self._daemon, self._node, self._observer = daemon, node, observer
-        self._initial_peers: Sequence[InitialPeer] = ()
-        self._joined = asyncio.Event()
+        self._joining: Joining
         self._streams: Counter[PeerId] = Counter()
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -113,8 +103,9 @@ class Network:
         options: P2PDOptions,
         initial_peers: Sequence[str] = (),
         observer: NetworkObserver | None = None,
+        acquaintances: Acquaintances = dict,
     ) -> Network:
-        """Starts p2pd and the DHT and begins to dial the initial peers.
+        """Starts p2pd and the DHT and begins to dial the initial peers, and acquaintances where none of them answers.
 
         Raises:
             NetworkError: p2pd did not start.
@@ -140,8 +131,8 @@ class Network:
             await daemon.stop()
             raise
         network.maddrs = [str(maddr) for maddr in maddrs][:16] if options.host_maddrs else []
-        network._initial_peers = [InitialPeer.parse(text) for text in initial_peers]
-        network.spawn(network._keep_joined())
+        network._joining = Joining(node, network.dial, initial_peers, acquaintances, observer.clock_offset)
+        network.spawn(network._joining.run())
         return network
 
     # -- life ------------------------------------------------------------------------------------------------
@@ -194,47 +185,25 @@ class Network:
     @property
     def joined(self) -> bool:
         """Whether an initial peer answered, or none was given."""
-        return self._joined.is_set()
+        return self._joining.joined.is_set()
+
+    @property
+    def clock(self) -> Clock:
+        """How far our clock is from the swarm's; settled when ``joined``."""
+        return self._joining.clock
 
     async def wait_joined(self, timeout: float | None) -> bool:
         """Waits until ``joined``; False after ``timeout`` seconds."""
         with contextlib.suppress(asyncio.TimeoutError):
-            await within(self._joined.wait(), timeout)
-        return self._joined.is_set()
-
-    async def _keep_joined(self) -> None:
-        if not self._initial_peers:
-            self._joined.set()
-            return
-        first, longest = _RETRY_SECONDS
-        pause = first
-        while True:
-            reached = await asyncio.gather(*map(self._reach, self._initial_peers))
-            if any(reached) or (self._joined.is_set() and self.known_peers):
-                if not self._joined.is_set():
-                    with contextlib.suppress(asyncio.TimeoutError):
-                        # fills the routing table with the peers nearest to us
-                        await within(self._node.find_nearest_nodes([self._node.node_id]), _DIAL_SECONDS)
-                    self._joined.set()
-                pause = 10.0
-            else:
-                log.warning(
-                    "none of the initial peers answers; trying again",
-                    initial_peers=[peer.maddr for peer in self._initial_peers],
-                    seconds=round(pause, 1),
-                )
-                pause = min(pause * 2, longest)
-            await asyncio.sleep(pause)
-
-    async def _reach(self, peer: InitialPeer) -> bool:
-        if peer.peer_id == self.peer_id:
-            return True
-        if not await self.dial(peer.peer_id, [peer.maddr]):
-            return False
-        return await self._node.protocol.call_ping(PeerID.from_base58(peer.peer_id)) is not None
+            await within(self._joining.joined.wait(), timeout)
+        return self.joined
 
     async def dial(self, peer_id: PeerId, maddrs: Sequence[str], timeout: float = _DIAL_SECONDS) -> bool:
         """Connects to a peer; whether that worked within ``timeout`` seconds."""
+        return not await self.obstacle(peer_id, maddrs, timeout)
+
+    async def obstacle(self, peer_id: PeerId, maddrs: Sequence[str], timeout: float = _DIAL_SECONDS) -> str:
+        """Connects to a peer, or says why that did not work within ``timeout`` seconds; empty when it did."""
         try:
             parsed = [Multiaddr(maddr) for maddr in maddrs]
             await within(connect(self._daemon.p2p, PeerID.from_base58(peer_id), parsed), timeout)
@@ -245,9 +214,14 @@ class Network:
             ValueError,
             asyncio.IncompleteReadError,
         ) as error:
-            log.debug("cannot dial", peer=peer_id, maddrs=list(maddrs), why=str(error)[:300])
-            return False
-        return True
+            why = str(error)[:1000] or f"no answer within {timeout:g} s"
+            log.debug("cannot dial", peer=peer_id, maddrs=list(maddrs), why=why)
+            return why
+        return ""
+
+    async def ask_time(self, peer_id: PeerId) -> float | None:
+        """Seconds by which our clock is ahead of a peer's; None when it does not tell, as no peer of ours would."""
+        return await self._joining.ask_time(peer_id)
 
     # -- records ---------------------------------------------------------------------------------------------
 
@@ -258,7 +232,7 @@ class Network:
         store = self._node.store(peers_key(run_id), envelope, expires, subkey=subkey(self.peer_id))
         return bool(await self._dht("store", store))
 
-    async def read_peers(self, run_id: str) -> dict[PeerId, PeerRecord]:
+    async def read_peers(self, run_id: str) -> dict[PeerId, Opened]:
         """The valid records of a run."""
         found = await self._dht("get", self._node.get(peers_key(run_id), latest=True))
         if found is None or not isinstance(found.value, dict):

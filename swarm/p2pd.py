@@ -25,8 +25,10 @@ from hivemind.p2p import P2P
 from hivemind.utils.multiaddr import Multiaddr
 
 from swarm import launcher
+from swarm.addresses import parse_http
 from swarm.deadline import within
 from swarm.errors import NetworkError
+from swarm.listening import check_free
 
 log = structlog.get_logger(__name__)
 
@@ -93,8 +95,10 @@ class P2PD:
         """Starts p2pd and waits, ``timeout`` seconds at most, until it answers.
 
         Raises:
-            NetworkError: it did not start; the message has p2pd's own last words.
+            NetworkError: its metrics' address is occupied; or it did not start: the message has its own last words.
         """
+        if metrics := parse_http(options.metrics or "off"):  # it would start without, and not say so
+            check_free(*metrics, f"p2pd_metrics: {options.metrics}", "--p2pd-metrics")
         binary = files(hivemind.hivemind_cli) / "p2pd"
         control = Path(f"/tmp/waggle-p2pd-{secrets.token_urlsafe(8)}.sock")
         process = await asyncio.create_subprocess_exec(

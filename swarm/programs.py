@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
+from types import MappingProxyType
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
@@ -36,26 +37,34 @@ def version() -> str:
         return "unknown"
 
 
-def command(settings: type[S], run: Callable[[S], int], help_text: str) -> Callable[..., None]:
+def command(
+    settings: type[S], run: Callable[..., int], help_text: str, switches: Mapping[str, str] = MappingProxyType({})
+) -> Callable[..., None]:
     """A typer command with one flag per setting, which loads the settings, sets up logs and calls `run`.
 
-    run: returns the exit code. A flag that is not given is None, so that environment, file and default apply.
+    run: gets the settings, and a keyword for each of `switches`; returns the exit code. A flag that is not given is
+    None, so that environment, file and default apply. switches: name -> help of flags that are no settings.
     """
 
     def start(**flags: object) -> None:
         from swarm import logs
 
+        given = {name: bool(flags.pop(name)) for name in switches}
         chosen = settings.load(**flags)
         logs.configure(chosen.log_format, chosen.log_level, chosen.hivemind_log_level)
-        raise typer.Exit(run(chosen))
+        raise typer.Exit(run(chosen, **given))
+
+    def parameter(name: str, default: object, annotation: object) -> inspect.Parameter:
+        return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
 
     # PEP 362: inspect.signature, and with it typer, takes the flags from here.
     start.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
         [
-            inspect.Parameter(
-                setting.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_annotation(setting)
-            )
-            for setting in catalogue(settings)
+            *(parameter(one.name, None, _annotation(one)) for one in catalogue(settings)),
+            *(
+                parameter(name, False, Annotated[bool, typer.Option(f"--{name}", help=text)])
+                for name, text in switches.items()
+            ),
         ]
     )
     start.__doc__ = help_text

@@ -43,7 +43,8 @@ class PeerRecord(Message):
     """What a peer says about itself.
 
     maddrs: where to dial it, without the /p2p part; none in client mode. outer_step, digest, work: its head.
-    group_size: of its last commit.
+    group_size: of its last commit. session, started: random and the Unix time of its process's start, by which two
+    peers with one key know each other; empty and 0 where it does not say.
     """
 
     peer_id: PeerIdField
@@ -55,6 +56,8 @@ class PeerRecord(Message):
     group_size: Annotated[int, Field(ge=0, le=1024)] = 0
     client_mode: bool = False
     version: Annotated[str, Field(max_length=32)] = ""
+    session: Annotated[str, Field(pattern=r"^([0-9a-f]{16})?$")] = ""
+    started: Annotated[float, Field(ge=0, le=1e12)] = 0.0
 
 
 def peers_key(run_id: str) -> str:
@@ -118,14 +121,12 @@ def unseal(peer_id: PeerId, envelope: Any, expiration_time: float, now: float) -
     return Opened(run_id, record, expires)
 
 
-def open_all(
-    run_id: str, found: Mapping[Any, Any], dropped: Callable[[str], None], now: float
-) -> dict[PeerId, PeerRecord]:
+def open_all(run_id: str, found: Mapping[Any, Any], dropped: Callable[[str], None], now: float) -> dict[PeerId, Opened]:
     """The valid records of a run's dictionary, as the DHT returned it: sub-key -> (value, expiration).
 
     ``dropped`` is called with the reason of each that fails a check.
     """
-    records: dict[PeerId, PeerRecord] = {}
+    records: dict[PeerId, Opened] = {}
     for key, (value, expiration_time) in list(found.items())[: 4 * MAX_PEERS]:
         try:
             if not isinstance(key, str) or not key.startswith(_SUBKEY_PREFIX):
@@ -137,7 +138,7 @@ def open_all(
             dropped(error.reason)
             continue
         if len(records) < MAX_PEERS:
-            records[opened.record.peer_id] = opened.record
+            records[opened.record.peer_id] = opened
     return records
 
 

@@ -11,6 +11,7 @@ from bootstrap.command import bootstrap
 from peer.command import peer
 from swarm.programs import main as run_program
 from swarm.programs import new_app, version
+from waggle.doctor import doctor
 from waggle.run import app as run_app
 
 app = new_app("Train one model together, peer to peer.", no_args_is_help=True)
@@ -76,6 +77,7 @@ def _export(
 
 app.command("bootstrap")(bootstrap)
 app.command("peer")(peer)
+app.command("doctor")(doctor)
 app.add_typer(run_app, name="run", help="Make, check, explain, sign and publish a manifest.")
 
 

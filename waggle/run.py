@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from peer.needs import CODEC_BYTES, in_units, memory
 from swarm.errors import UsageError
 from swarm.programs import new_app
 
@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from swarm.manifest import Manifest, Optimizer
 
 GROUP_SIZES = (2, 4, 8)
-CODEC_BYTES = {"fp32": 4, "fp16": 2}
-"""Bytes for each value on the wire; the scales and headers beside them are under 0.1%."""
 
 app = new_app("Make, check, explain, sign and publish a manifest.", no_args_is_help=True)
 
@@ -35,45 +33,6 @@ InitialPeers = Annotated[
     ),
 ]  # fmt: skip
 AUTHOR_KEY = Path("~/.waggle/author.key")
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes that a peer needs for training and rounds, beside activations, data and the program itself.
-
-    parameters: the model in training. gradients: one per parameter. inner_optimizer, outer_optimizer: their
-    state. committed: the swarm's parameters, kept beside the model. round: buffers, at most, and only during one.
-    """
-
-    parameters: int
-    gradients: int
-    inner_optimizer: int
-    outer_optimizer: int
-    committed: int
-    round: int
-
-    @property
-    def total(self) -> int:
-        """During a round: the most."""
-        training = self.parameters + self.gradients + self.inner_optimizer
-        return training + self.outer_optimizer + self.committed + self.round
-
-
-def memory(manifest: Manifest, parameters: int) -> Memory:
-    """What a peer of this run needs, for a model of that many parameters, all float32."""
-    size = 4 * parameters
-    inner = _slots(manifest.inner) if manifest.inner is not None else 0
-    outer = _slots(manifest.outer)
-    # The contribution, what members sent for our part, the mean; two next states; our part of the last two means.
-    parts = 2 * CODEC_BYTES[manifest.round.codec] * parameters // manifest.round.min_group_size
-    return Memory(
-        parameters=size,
-        gradients=size,
-        inner_optimizer=inner * size,
-        outer_optimizer=outer * size,
-        committed=size,
-        round=3 * size + 2 * (1 + outer) * size + parts,
-    )
 
 
 def bytes_per_outer_step(parameters: int, codec: str, group_size: int) -> int:
@@ -120,7 +79,7 @@ def show(
     initial_peers: InitialPeers = None,
 ) -> None:
     """Says what a run means: author, work, parameters, bytes per outer step, memory."""
-    from peer.tasks import shape_model
+    from peer.tasks import count_parameters
     from swarm.invitation import read_signature
     from swarm.manifest import Manifest, is_run_id
 
@@ -131,8 +90,7 @@ def show(
     else:
         manifest = Manifest.load(run)
         invitation = read_signature(Path(run), manifest)
-    parameters = sum(parameter.numel() for parameter in shape_model(manifest).parameters())
-    Console().print(render(manifest, parameters, invitation is not None))
+    Console().print(render(manifest, count_parameters(manifest), invitation is not None))
 
 
 @app.command("new")
@@ -223,23 +181,16 @@ def _facts(manifest: Manifest, parameters: int, signed: bool) -> list[tuple[str,
     ]
     sizes = [size for size in GROUP_SIZES if round_.min_group_size <= size <= round_.max_group_size]
     for size in sizes or [round_.min_group_size]:
-        sent = _bytes(bytes_per_outer_step(parameters, round_.codec, size))
+        sent = in_units(bytes_per_outer_step(parameters, round_.codec, size))
         facts.append((f"bytes, {size} peers", f"{sent} sent and as much received by each, per outer step"))
     need = memory(manifest, parameters)
     facts += [
-        ("memory", f"{_bytes(need.total)} at most, beside activations and the program itself:"),
-        ("", f"{_bytes(need.parameters)} parameters, {_bytes(need.gradients)} gradients"),
-        ("", f"{_bytes(need.inner_optimizer + need.outer_optimizer)} optimizer state"),
-        ("", f"{_bytes(need.committed)} committed parameters, {_bytes(need.round)} during a round"),
+        ("memory", f"{in_units(need.total)} at most, beside activations and the program itself:"),
+        ("", f"{in_units(need.parameters)} parameters, {in_units(need.gradients)} gradients"),
+        ("", f"{in_units(need.inner_optimizer + need.outer_optimizer)} optimizer state"),
+        ("", f"{in_units(need.committed)} committed parameters, {in_units(need.round)} during a round"),
     ]
     return facts
-
-
-def _slots(optimizer: Optimizer) -> int:
-    """Values that the optimizer keeps for each parameter."""
-    if optimizer.optimizer == "adamw":
-        return 2
-    return 1 if optimizer.momentum > 0 else 0
 
 
 def _optimizer(optimizer: Optimizer) -> str:
@@ -248,11 +199,3 @@ def _optimizer(optimizer: Optimizer) -> str:
     nesterov = " (Nesterov)" if optimizer.nesterov else ""
     schedule = "" if optimizer.schedule.kind == "constant" else f", {optimizer.schedule.kind} schedule"
     return f"{name} at {optimizer.learning_rate:g}{momentum}{nesterov}{schedule}"
-
-
-def _bytes(count: int) -> str:
-    """Decimal units, as network providers count."""
-    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if count >= size:
-            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
-    return f"{count} bytes"

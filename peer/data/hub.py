@@ -17,6 +17,15 @@ if TYPE_CHECKING:
 MIN_SHARDS = 16
 
 
+def load_library() -> Any:
+    """The module ``datasets``. Raises MissingExtraError."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise MissingExtraError("data.source = 'hub' needs the datasets library; pip install 'waggle[hub]'") from error
+    return datasets
+
+
 class HubSource:
     """``datasets.load_dataset(..., streaming=True)``: nothing is downloaded before it is read.
 
@@ -27,12 +36,7 @@ class HubSource:
 
     def __init__(self, data: Data) -> None:
         """Raises MissingExtraError without ``datasets``, DataError when the data set cannot be opened."""
-        try:
-            import datasets
-        except ImportError as error:
-            raise MissingExtraError(
-                "data.source = 'hub' needs the datasets library: pip install 'waggle[hub]'"
-            ) from error
+        datasets = load_library()
         datasets.disable_progress_bars()
         self._name, self._field = str(data.dataset), data.field
         with self._reported("cannot open"):

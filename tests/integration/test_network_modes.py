@@ -92,7 +92,8 @@ async def test_records_say_the_same(house: House, peers: dict[str, Peer], tmp_pa
     network = await Network.start(identity, options, status["named"]["maddrs"])
     try:
         assert await network.wait_joined(30.0)
-        records = await network.read_peers(status["named"]["run_id"])
+        found = await network.read_peers(status["named"]["run_id"])
+        records = {peer: opened.record for peer, opened in found.items()}
         for name, one in status.items():
             told = [f"{maddr}/p2p/{one['peer_id']}" for maddr in records[one["peer_id"]].maddrs]
             assert told == one["maddrs"], name

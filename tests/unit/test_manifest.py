@@ -67,7 +67,12 @@ def test_most_examples_of_one_peer() -> None:
 
 
 TYPES = [
-    (UPDATES, "waggle = 1", "waggle = 2", "waggle: must be 1, the manifest format that this Waggle reads, not 2"),
+    (
+        UPDATES,
+        "waggle = 1",
+        "waggle = 2",
+        "waggle: must be 1, the manifest format that this Waggle reads, not 2: take a Waggle that reads it",
+    ),
     (UPDATES, "waggle = 1", "waggle = true", "waggle: must be a whole number, not true"),
     (UPDATES, "waggle = 1", "waggle = 1.0", "waggle: must be a whole number, not 1.0"),
     (UPDATES, "waggle = 1", "", "waggle: is required"),
@@ -224,7 +229,7 @@ def test_the_bases_of_those_edits_are_valid(text: str) -> None:
 def test_every_problem_has_its_line() -> None:
     text = UPDATES.replace("waggle = 1", "waggle = 2").replace("0.01", "1\nmomentum = 0.5\nnesterov = true")
     assert refusal(edited(text, "inner_steps = 3", "max_group_size = 1")) == [
-        "waggle: must be 1, the manifest format that this Waggle reads, not 2",
+        "waggle: must be 1, the manifest format that this Waggle reads, not 2: take a Waggle that reads it",
         "inner.momentum: only with optimizer = 'sgd'",
         "inner.nesterov: only with optimizer = 'sgd'",
         "round.inner_steps: give exactly one of inner_steps and target_batch",

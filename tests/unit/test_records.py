@@ -207,7 +207,7 @@ def test_all_valid_records_are_opened_and_the_others_counted() -> None:
     }
     dropped: list[str] = []
     opened = open_all(RUN_ID, found, dropped.append, NOW)
-    assert opened == {PEERS[number]: a_record(number) for number in range(3)}
+    assert opened == {PEERS[number]: Opened(RUN_ID, a_record(number), LATER) for number in range(3)}
     assert Counter(dropped) == Counter(
         {"owner": 2, "signature": 1, "run": 1, "expired": 1, "lifetime": 1, "size": 1, "malformed": 4}
     )

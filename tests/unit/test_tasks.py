@@ -10,10 +10,11 @@ import pytest
 import torch
 from rich.console import Console
 
+from peer.needs import memory
 from peer.tasks import TASKS, build_model, check_vocabulary, generate, max_positions, shape_model
 from swarm.errors import ManifestError
 from swarm.manifest import Manifest
-from waggle.run import bytes_per_outer_step, in_words, memory, render
+from waggle.run import bytes_per_outer_step, in_words, render
 
 ROOT = Path(__file__).parents[2]
 GPT2 = 'type = "gpt2"\nconfig = { n_layer = 1, n_head = 2, n_embd = 16, n_positions = 32, vocab_size = 257 }'

@@ -1,0 +1,82 @@
+"""What a run needs of a machine: bytes of memory and of disk, estimated from its manifest alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swarm.manifest import Manifest
+    from swarm.optimizer import Optimizer
+
+CODEC_BYTES = {"fp32": 4, "fp16": 2}
+"""Bytes for each value on the wire; the scales and headers beside them are under 0.1%."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes that a peer needs for training and rounds, beside activations, data and the program itself.
+
+    parameters: the model in training. gradients: one per parameter. inner_optimizer, outer_optimizer: their
+    state. committed: the swarm's parameters, kept beside the model. round: buffers, at most, and only during one.
+    """
+
+    parameters: int
+    gradients: int
+    inner_optimizer: int
+    outer_optimizer: int
+    committed: int
+    round: int
+
+    @property
+    def training(self) -> int:
+        """What lies on the device that trains."""
+        return self.parameters + self.gradients + self.inner_optimizer
+
+    @property
+    def swarm(self) -> int:
+        """What lies in the machine's memory wherever it trains; during a round, when it is most."""
+        return self.outer_optimizer + self.committed + self.round
+
+    @property
+    def total(self) -> int:
+        """During a round: the most."""
+        return self.training + self.swarm
+
+
+def memory(manifest: Manifest, parameters: int) -> Memory:
+    """What a peer of this run needs, for a model of that many parameters, all float32."""
+    size = 4 * parameters
+    inner = _slots(manifest.inner) if manifest.inner is not None else 0
+    outer = _slots(manifest.outer)
+    # The contribution, what members sent for our part, the mean; two next states; our part of the last two means.
+    parts = 2 * CODEC_BYTES[manifest.round.codec] * parameters // manifest.round.min_group_size
+    return Memory(
+        parameters=size,
+        gradients=size,
+        inner_optimizer=inner * size,
+        outer_optimizer=outer * size,
+        committed=size,
+        round=3 * size + 2 * (1 + outer) * size + parts,
+    )
+
+
+def checkpoint_bytes(manifest: Manifest, parameters: int) -> int:
+    """The most that one checkpoint takes: committed and local parameters, the state of both optimizers."""
+    inner = _slots(manifest.inner) if manifest.inner is not None else 0
+    return 4 * parameters * (2 + _slots(manifest.outer) + inner)
+
+
+def in_units(count: int) -> str:
+    """A number of bytes in decimal units, as network providers count."""
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}" if count < 1000 * size else f"{count / size:,.0f} {unit}"
+    return f"{count} bytes"
+
+
+def _slots(optimizer: Optimizer) -> int:
+    """Values that the optimizer keeps for each parameter."""
+    if optimizer.optimizer == "adamw":
+        return 2
+    return 1 if optimizer.momentum > 0 else 0
