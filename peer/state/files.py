@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,7 +63,7 @@ def save_checkpoint(path: Path, run_id: str, layout: Layout, checkpoint: Checkpo
     try:
         write_whole(path, lambda temporary: save_file(tensors, temporary, metadata))
     except (OSError, SafetensorError) as error:  # safetensors wraps what the system says
-        reason = getattr(error, "strerror", None) or str(error)
+        reason = _strerror(error)
         raise StateError(f"{path}: cannot be written ({reason}); free some space or change --data-dir") from error
 
 
@@ -92,6 +94,12 @@ def load_checkpoint(path: Path, run_id: str, layout: Layout, slot_names: Sequenc
     if state.digest != metadata.get("digest") or _checksum(metadata, tensors) != metadata.get("checksum"):
         raise StateError(f"{path}: its contents do not match its digest")
     return Checkpoint(state, chain, local)
+
+
+def _strerror(error: Exception) -> str:
+    """What the system said, also where safetensors wrapped it: "... (os error 28)"."""
+    wrapped = re.search(r"\(os error ([0-9]+)\)", str(error))
+    return os.strerror(int(wrapped[1])) if wrapped else getattr(error, "strerror", None) or str(error)
 
 
 def _checksum(metadata: Mapping[str, str], tensors: Mapping[str, torch.Tensor]) -> str:
