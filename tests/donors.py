@@ -88,6 +88,11 @@ async def stalled(channel: StreamChannel, state: Pending, chain: list[Certificat
         await wanted(channel)
 
 
+async def mute(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
+    """Nothing at all, though it takes the question."""
+    await wanted(channel)
+
+
 async def no_quorum(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
     """The newest link has one vote of four."""
     certificate = chain[-1]
@@ -115,6 +120,7 @@ EVIL: dict[str, tuple[Evil, str]] = {
     "endless": (endless, "malformed"),
     "hung-up": (hung_up, "gone"),
     "stalled": (stalled, "deadline"),
+    "mute": (mute, "deadline"),
     "no-quorum": (no_quorum, "history"),
     "broken-chain": (broken_chain, "history"),
     "other-run": (other_run, "history"),

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import pytest_asyncio
 import torch
+from structlog.testing import capture_logs
 
 from peer.layout import chunk_slices, named_state
 from peer.state.messages import Ask, Offer, Thanks, Unavailable, Values, Want
@@ -32,8 +33,8 @@ async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Swarm]
         yield made
 
 
-async def _newcomer(made: Swarm, **options: object) -> RoundPeer:
-    joiner = await made.add(chunk_seconds=1.0, **options)  # type: ignore[arg-type]
+async def _newcomer(made: Swarm, chunk_seconds: float = 1.0, **options: object) -> RoundPeer:
+    joiner = await made.add(chunk_seconds=chunk_seconds, **options)  # type: ignore[arg-type]
     for other in made.live:
         if other is not joiner:
             assert await joiner.network.dial(other.peer_id, other.network.maddrs)
@@ -108,6 +109,18 @@ async def test_one_liar_among_three_costs_nothing_but_itself(made: Swarm, name: 
     assert await asyncio.wait_for(joiner.catch_up([liar.peer_id, *ids(made.live[:2])]), 20)
     assert joiner.store.head == made.live[0].store.head
     assert torch.equal(joiner.parameters, made.live[0].parameters)
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_donor_that_stalls_is_named_though_others_sent_what_it_owed(made: Swarm) -> None:
+    staller, honest = await _newcomer(made), made.live[0]
+    corrupt(staller, EVIL["stalled"][0], honest.store.committed, honest.store.history.since(0))
+    joiner = await _newcomer(made, chunk_seconds=60.0)  # so long that no deadline of a chunk names it
+    assert await joiner.network.dial(staller.peer_id, staller.network.maddrs)
+    with capture_logs() as logs:
+        assert await asyncio.wait_for(joiner.catch_up([staller.peer_id, honest.peer_id]), 20)
+    assert [line["donor"] for line in logs if line["event"] == "a donor was overtaken"] == [staller.peer_id]
+    assert joiner.store.head == honest.store.head
 
 
 @pytest.mark.asyncio(loop_scope="module")
