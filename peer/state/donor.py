@@ -27,6 +27,9 @@ OPEN_SECONDS = 5.0
 _OLD_STATES = 2
 """States that are no longer committed and stay in memory because somebody downloads them."""
 
+_LATE_SECONDS = 0.1
+"""Whoever comes back to send within this has not paused."""
+
 Outcome = Callable[[str, str], None]
 """Called with "upload" or "download" and how it ended."""
 
@@ -36,15 +39,23 @@ class Pace:
 
     def __init__(self, rate: int):
         self._rate = rate
-        self._free_at = 0.0
+        self._free_at = -_LATE_SECONDS
 
     async def take(self, count: int) -> None:
-        """Waits for its turn to send ``count`` bytes."""
+        """Waits until ``count`` more bytes may have left."""
         if self._rate:
             now = time.monotonic()
-            begin = max(now, self._free_at)
-            self._free_at = begin + count / self._rate
-            await asyncio.sleep(begin - now)
+            await asyncio.sleep(self.due(count, now) - now)
+
+    def due(self, count: int, now: float) -> float:
+        """When that will be, seconds; every call takes its place in the line.
+
+        The first chunk after a pause waits as well: no burst. Who is only a little late keeps its place, or the
+        lateness of timers and sockets would add up, chunk after chunk.
+        """
+        begin = self._free_at if now - self._free_at < _LATE_SECONDS else now
+        self._free_at = begin + count / self._rate
+        return self._free_at
 
 
 class Donor:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
-from collections import deque
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +20,7 @@ from peer.state.choice import Bid, choose
 from peer.state.donor import OPEN_SECONDS, Donor, Outcome
 from peer.state.download import Download, check_hashes
 from peer.state.messages import STATE_PROTOCOL, Ask, Offer, Thanks, Unavailable, Values, Want
+from peer.state.share import Share, overtaken
 from peer.state.store import Store
 from peer.values import Pending
 from swarm.deadline import within
@@ -205,12 +206,18 @@ class Transfer:
             store = self._store
             download = Download(store.layout, store.slot_names, outer_step, digest, sources[0].hashes)
         self._unfinished = download
-        pending = {asyncio.ensure_future(self._work(source, download)) for source in sources}
+        now = time.monotonic()
+        shares = [Share(source.donor, now, now) for source in sources]
+        pending = {
+            asyncio.ensure_future(self._work(source, download, share))
+            for source, share in zip(sources, shares, strict=True)
+        }
         try:
             while pending and not download.complete:
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for one in done:
                     one.result()
+            _tell_of_stalls(shares)
         finally:
             for one in pending:  # they wait for what came from another donor, or we are no longer wanted
                 one.cancel()
@@ -220,21 +227,23 @@ class Transfer:
         self._unfinished = None
         return download.state()
 
-    async def _work(self, source: Source, download: Download) -> None:
+    async def _work(self, source: Source, download: Download, share: Share) -> None:
         """Asks one donor for chunk after chunk, until there is nothing left to ask for or the donor fails."""
-        channel, donor = source.channel, source.donor
-        owed: deque[int] = deque()
+        channel, donor, owed = source.channel, source.donor, share.owed
         try:
             while not download.complete:
                 while len(owed) < _WINDOW and (index := download.take(donor)) is not None:
                     owed.append(index)
                     await channel.send(Want(index=index))
                 if owed:
-                    await self._receive(channel, owed.popleft(), download)
+                    await self._receive(channel, owed[0], download)
+                    owed.popleft()
+                    share.came(time.monotonic())
                 else:
                     with contextlib.suppress(asyncio.TimeoutError):
                         await download.news(self._chunk_seconds)
         except WireError as error:
+            owed.clear()
             download.give_up(donor)
             self._drop(source, error)
         except BaseException:
@@ -258,6 +267,15 @@ class Transfer:
             self._network.spawn(_thank(channel))
         else:
             channel.close()
+
+
+def _tell_of_stalls(shares: Sequence[Share]) -> None:
+    now = time.monotonic()
+    for share in overtaken(shares, now):
+        log.warning(
+            "a donor was overtaken", donor=share.donor, chunks=share.chunks, owed=len(share.owed),
+            silent_seconds=round(now - share.heard_at, 2),
+        )  # fmt: skip
 
 
 async def _thank(channel: StreamChannel) -> None:

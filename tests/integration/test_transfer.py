@@ -3,127 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
 import pytest_asyncio
 import torch
+from structlog.testing import capture_logs
 
-from peer.layout import chunk_bytes, chunk_slices, named_state
+from peer.layout import chunk_slices, named_state
 from peer.state.messages import Ask, Offer, Thanks, Unavailable, Values, Want
 from peer.values import Pending
 from swarm.history import Certificate
-from swarm.wire import StreamChannel, WireError
+from swarm.wire import StreamChannel
+from tests.donors import EVIL, chunk, corrupt, offer, wanted
 from tests.harness import RoundPeer, Swarm, swarm
 
 PARAMETERS = 1_500_000  # six chunks
-Evil = Callable[[StreamChannel, Pending, list[Certificate]], Awaitable[None]]
-
-
-def _chunk(state: Pending, index: int) -> bytes:
-    return bytes(chunk_bytes(state.parameters[chunk_slices(PARAMETERS)[index]]))
-
-
-async def _offer(channel: StreamChannel, state: Pending, chain: list[Certificate], hashes: bytes | None = None) -> None:
-    payload = state.hashes if hashes is None else hashes
-    await channel.send(Offer(outer_step=state.outer_step, digest=state.digest, chain=chain), payload)
-
-
-async def _wanted(channel: StreamChannel) -> int:
-    """The next chunk that is wanted. Raises WireError when the receiver has enough of us."""
-    message, _ = await channel.receive(Want, Thanks, timeout=60)
-    if not isinstance(message, Want):
-        raise WireError("gone")
-    return message.index
-
-
-async def wrong_bytes(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """One value is not the committed one."""
-    await _offer(channel, state, chain)
-    spoilt = bytearray(_chunk(state, index := await _wanted(channel)))
-    spoilt[-1] ^= 1
-    await channel.send(Values(index=index), bytes(spoilt))
-
-
-async def wrong_hashes(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """Hashes of something else."""
-    await _offer(channel, state, chain, bytes(len(state.hashes)))
-
-
-async def wrong_size(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """A state of another model."""
-    await _offer(channel, state, chain, state.hashes + bytes(32))
-
-
-async def short_chunk(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """Less than was wanted."""
-    await _offer(channel, state, chain)
-    await channel.send(Values(index=(index := await _wanted(channel))), _chunk(state, index)[:1000])
-
-
-async def other_chunk(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """A right chunk in the place of another."""
-    await _offer(channel, state, chain)
-    index = await _wanted(channel)
-    await channel.send(Values(index=index + 1), _chunk(state, index + 1))
-
-
-async def endless(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """Chunks that nobody wants, without end."""
-    await _offer(channel, state, chain)
-    while True:
-        await channel.send(Values(index=5), _chunk(state, 5))
-
-
-async def stalled(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """Nothing after the offer."""
-    await _offer(channel, state, chain)
-    while True:
-        await _wanted(channel)
-
-
-async def no_quorum(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """The newest link has one vote of four."""
-    certificate = chain[-1]
-    lonely = Certificate(link=certificate.link, ballot=certificate.ballot, votes=certificate.votes[:1])
-    await _offer(channel, state, [*chain[:-1], lonely])
-
-
-async def broken_chain(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """A link in the middle is missing."""
-    await _offer(channel, state, [chain[0], chain[-1]])
-
-
-async def other_run(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-    """Links of another run."""
-    link = chain[-1].link.model_copy(update={"run_id": "other@0"})
-    await _offer(channel, state, [Certificate(link=link, ballot=chain[-1].ballot, votes=chain[-1].votes)])
-
-
-EVIL: dict[str, tuple[Evil, str]] = {
-    "wrong-bytes": (wrong_bytes, "digest"),
-    "wrong-hashes": (wrong_hashes, "digest"),
-    "wrong-size": (wrong_size, "shape"),
-    "short-chunk": (short_chunk, "shape"),
-    "other-chunk": (other_chunk, "malformed"),
-    "endless": (endless, "malformed"),
-    "stalled": (stalled, "deadline"),
-    "no-quorum": (no_quorum, "history"),
-    "broken-chain": (broken_chain, "history"),
-    "other-run": (other_run, "history"),
-}
-
-
-def corrupt(donor: RoundPeer, evil: Evil, state: Pending, chain: list[Certificate]) -> None:
-    """From now on ``donor`` does wrong, whatever it is asked."""
-
-    async def converse(channel: StreamChannel, ask: Ask) -> bool:
-        await evil(channel, state, chain)
-        return True
-
-    donor.transfer.donor._converse = converse  # type: ignore[method-assign]  # its own hand on what it sends
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -136,8 +33,8 @@ async def made(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Swarm]
         yield made
 
 
-async def _newcomer(made: Swarm, **options: object) -> RoundPeer:
-    joiner = await made.add(chunk_seconds=1.0, **options)  # type: ignore[arg-type]
+async def _newcomer(made: Swarm, chunk_seconds: float = 1.0, **options: object) -> RoundPeer:
+    joiner = await made.add(chunk_seconds=chunk_seconds, **options)  # type: ignore[arg-type]
     for other in made.live:
         if other is not joiner:
             assert await joiner.network.dial(other.peer_id, other.network.maddrs)
@@ -215,6 +112,18 @@ async def test_one_liar_among_three_costs_nothing_but_itself(made: Swarm, name: 
 
 
 @pytest.mark.asyncio(loop_scope="module")
+async def test_a_donor_that_stalls_is_named_though_others_sent_what_it_owed(made: Swarm) -> None:
+    staller, honest = await _newcomer(made), made.live[0]
+    corrupt(staller, EVIL["stalled"][0], honest.store.committed, honest.store.history.since(0))
+    joiner = await _newcomer(made, chunk_seconds=60.0)  # so long that no deadline of a chunk names it
+    assert await joiner.network.dial(staller.peer_id, staller.network.maddrs)
+    with capture_logs() as logs:
+        assert await asyncio.wait_for(joiner.catch_up([staller.peer_id, honest.peer_id]), 20)
+    assert [line["donor"] for line in logs if line["event"] == "a donor was overtaken"] == [staller.peer_id]
+    assert joiner.store.head == honest.store.head
+
+
+@pytest.mark.asyncio(loop_scope="module")
 async def test_an_invented_history_is_not_believed_by_a_newcomer(made: Swarm) -> None:
     """A peer that is its own swarm, with more work than the real one."""
     loner = await _newcomer(made, terms=replace(made.terms, min_group_size=1))
@@ -241,9 +150,9 @@ async def test_what_has_arrived_stays_when_all_donors_hang_up(made: Swarm) -> No
     state, chain = honest.store.committed, honest.store.history.since(0)
 
     async def four_chunks(channel: StreamChannel, state: Pending, chain: list[Certificate]) -> None:
-        await _offer(channel, state, chain)
+        await offer(channel, state, chain)
         for _ in range(4):
-            await channel.send(Values(index=(index := await _wanted(channel))), _chunk(state, index))
+            await channel.send(Values(index=(index := await wanted(channel))), chunk(state, index))
         await channel.send(Unavailable(reason="old"))
 
     corrupt(fickle, four_chunks, state, chain)
@@ -271,7 +180,7 @@ async def test_a_donor_serves_what_it_offered_while_its_swarm_goes_on(made: Swar
         await channel.send(Want(index=index))
         values, payload = await channel.receive(Values, timeout=5.0)
         assert values.index == index
-        assert payload == _chunk(offered, index)
+        assert payload == chunk(offered, index)
     assert (
         offer.digest
         == offered.digest
