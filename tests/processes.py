@@ -185,6 +185,7 @@ class Peer(Daemon):
     """A peer. Its manifest comes through a pipe: one that has imported all it needs can wait to be released."""
 
     started = "peer started"
+    code = PEER
 
     def __init__(self, folder: Path, manifest: str, *flags: str, initial_peers: Sequence[str] = ()):
         folder.mkdir(parents=True, exist_ok=True)
@@ -195,7 +196,7 @@ class Peer(Daemon):
         own = ["--run", str(self._pipe), "--data-dir", str(folder), "--threads", "1", "--device", "cpu"]
         listen = [] if {"--host-maddrs", "--client-mode"} & set(flags) else ["--host-maddrs", LOCAL]
         met = [word for maddr in initial_peers for word in ("--initial-peers", maddr)]
-        super().__init__(folder, [sys.executable, "-c", PEER, *own, *listen, *met, *self.flags(), *flags])
+        super().__init__(folder, [sys.executable, "-c", self.code, *own, *listen, *met, *self.flags(), *flags])
 
     @property
     def released(self) -> bool:
