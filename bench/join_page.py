@@ -1,9 +1,15 @@
-"""docs/joins.md from what bench/joins.py and bench/spike.py measured: tables, and the words between them."""
+"""docs/joins.md from what bench/joins.py and bench/spike.py measured: tables, and the words between them.
+
+    .venv/bin/python -m bench.join_page
+
+Makes the page again from bench/results/; the programs that measure do so themselves.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -33,9 +39,14 @@ def write_page(name: str, data: Row, *, write: bool) -> None:
     if write:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-        found = {one: RESULTS / f"{one}.json" for one in SECTIONS}
-        sections = [SECTIONS[one](json.loads(path.read_text())) for one, path in found.items() if path.exists()]
-        PAGE.write_text("\n\n".join(["# What a join costs", *sections]) + "\n")
+        render()
+
+
+def render() -> None:
+    """Makes the page of the numbers that are kept."""
+    found = {one: RESULTS / f"{one}.json" for one in SECTIONS}
+    sections = [SECTIONS[one](json.loads(path.read_text())) for one, path in found.items() if path.exists()]
+    PAGE.write_text("\n\n".join(["# What a join costs", *sections]) + "\n")
 
 
 def joins_section(data: Row) -> str:
@@ -136,45 +147,63 @@ Made by `.venv/bin/python -m bench.joins --write`; the numbers are in `bench/res
 
 def spike_section(data: Row) -> str:
     """The loss before and after a join, beside steps without one."""
+    joins = [Join.of(row) for row in data["runs"]]
     return SPIKE.format(
         window=data["window"],
         machine=data["machine"],
         outer_steps=data["outer_steps"],
-        count=len(data["runs"]),
-        losses=table(SPIKE_HEAD, [_spike_row(row) for row in data["runs"]]),
+        count=len(joins),
+        losses=table(SPIKE_HEAD, [join.cells() for join in joins]),
+        rose=sum(join.change > max(0.0, *join.others) for join in joins),
+        within=sum(abs(join.change) <= max(map(abs, join.others)) for join in joins),
+        own_within=sum(abs(join.own) <= max(map(abs, join.others)) for join in joins),
+        fell=sum(join.change < min(join.others) for join in joins),
         examples=table(EXAMPLES_HEAD, [_example_row(row) for row in data["runs"]]),
-        within=sum(_within(row) for row in data["runs"]),
         same="yes" if all(row["same_before"] for row in data["runs"]) else "no",
     )
 
 
-SPIKE_HEAD = ("seed", "first link at", "loss before", "after", "change", "without it", "median of others", "largest")
+SPIKE_HEAD = (
+    "seed", "first link at", "loss before", "after", "change", "without it", "largest fall elsewhere", "median", "rise",
+)  # fmt: skip
 EXAMPLES_HEAD = ("seed", "newcomer, first link", "the others", "newcomer, next link", "the others")
 
 
-def without_join(row: Row) -> list[float]:
-    """The changes of the loss in the outer steps without a join: of both runs, around it."""
-    at = str(row["joined_at"])
-    changes = {str(step): change for step, change in row["steps_joined"].items()}
-    return [change for step, change in changes.items() if step != at] + list(row["steps_alone"].values())
+@dataclass(frozen=True)
+class Join:
+    """How the loss changed over the newcomer's first link: ``change``; over the same outer step without it: ``alone``.
 
+    others: over the outer steps around it in which nobody joined, of both runs.
+    """
 
-def _within(row: Row) -> bool:
-    """Whether the loss changed no more at the join than in some outer step without one."""
-    changes = {str(step): change for step, change in row["steps_joined"].items()}
-    return abs(changes[str(row["joined_at"])]) <= max(abs(change) for change in without_join(row))
+    seed: int
+    outer_step: int
+    before: float
+    change: float
+    alone: float
+    others: Sequence[float]
 
+    @classmethod
+    def of(cls, row: Row) -> Join:
+        """From one pair of runs; the keys of a dictionary that was JSON are text."""
+        at = str(row["joined_at"])
+        joined, alone, losses = (
+            {str(step): value for step, value in row[name].items()}
+            for name in ("steps_joined", "steps_alone", "with_join")
+        )
+        others = [change for step, change in joined.items() if step != at] + list(alone.values())
+        return cls(row["seed"], int(at), losses[str(int(at) - 1)], joined[at], alone[at], others)
 
-def _spike_row(row: Row) -> list[str]:
-    at = str(row["joined_at"])
-    losses, changes, alone = (
-        {str(step): value for step, value in row[name].items()} for name in ("with_join", "steps_joined", "steps_alone")
-    )
-    others = [abs(change) for change in without_join(row)]
-    return [
-        str(row["seed"]), at, f"{losses[str(int(at) - 1)]:.4f}", f"{losses[at]:.4f}", f"{changes[at]:+.4f}",
-        f"{alone[at]:+.4f}", f"{median(others):.4f}", f"{max(others):.4f}",
-    ]  # fmt: skip
+    @property
+    def own(self) -> float:
+        """What the newcomer made of the change."""
+        return self.change - self.alone
+
+    def cells(self) -> list[str]:
+        """Its row of the table."""
+        changes = (self.change, self.alone, min(self.others), median(self.others), max(self.others))
+        losses = [f"{self.before:.4f}", f"{self.before + self.change:.4f}"]
+        return [str(self.seed), str(self.outer_step), *losses, *(f"{change:+.4f}" for change in changes)]
 
 
 def _example_row(row: Row) -> list[str]:
@@ -212,12 +241,16 @@ SPIKE = """## No spike
 Three peers train the demo's model in `updates` mode, 6 inner steps of 8 examples, and a fourth joins in the middle;
 then the same three train without it. {count} seeds, {outer_steps} outer steps, the validation loss measured after each
 ({machine}). Both runs of a seed are the same bit for bit until the newcomer's first link: {same}.
-Change: of the loss over the newcomer's first link; without it: over the same outer step of the other run. The others
-are the outer steps without a join up to {window} before and after it, in both runs, by magnitude.
+Change: of the loss over the newcomer's first link; without it: over the same outer step of the other run. Elsewhere:
+the outer steps in which nobody joined, up to {window} before and after it, in both runs.
 
 {losses}
 
-Joins at which the loss changed by no more than between two outer steps without one: {within} of {count}.
+- Joins at which the loss rose further than elsewhere: {rose} of {count}.
+- Joins at which it changed, up or down, by no more than elsewhere: {within} of {count}; at {fell} it fell further: the
+  mean of four is better than that of three.
+- Joins of which the newcomer's own effect, the change less the change without it, is no more than the changes
+  elsewhere: {own_within} of {count}.
 
 ![validation loss with and without a join](joins.png)
 
@@ -230,3 +263,7 @@ Made by `.venv/bin/python -m bench.spike --write`, with the manifest `bench/spik
 """
 
 SECTIONS: dict[str, Callable[[Row], str]] = {"joins": joins_section, "spike": spike_section}
+
+
+if __name__ == "__main__":
+    render()
