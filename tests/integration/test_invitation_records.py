@@ -21,8 +21,9 @@ from swarm.control import connect
 from swarm.errors import NetworkError, RunError
 from swarm.identity import Identity
 from swarm.invitation import INVITATION_SUBKEY, Invitation, invite, manifest_key
+from swarm.joining import InitialPeer
 from swarm.manifest import Manifest
-from swarm.network import InitialPeer, Network
+from swarm.network import Network
 from swarm.p2pd import P2PD, P2PDOptions
 from tests.chain import PEERS, identity
 from tests.integration.test_network_modes import free_port
