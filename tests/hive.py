@@ -166,7 +166,7 @@ class Hive:
     def _check_files(self, peer: Peer) -> int:
         """Every file of a killed peer is whole, or says by its name that it is not; the newest checkpoint's step."""
         steps = []
-        for path in run_folder(peer.folder, self._manifest.run_id).iterdir():
+        for path in (*peer.folder.glob("*.json"), *run_folder(peer.folder, self._manifest.run_id).iterdir()):
             if path.suffix == ".safetensors":
                 found = load_checkpoint(path, self._manifest.run_id, self._layout, self._slots)
                 steps.append(found.state.outer_step)
