@@ -17,9 +17,7 @@ from tests.processes import COMMIT_SECONDS, House, Json, Peer, manifest, running
 from tests.strikes import POINTS, Order
 
 STRIKES = [
-    Strike("one", Order("stage gathered", 2)),
     Strike("two", Order("checkpoint half", 2)),
-    Strike("three", Order("phase training", 7)),
     Strike("four", Order("stage voted", 3)),
     Strike("one", Order("promise half")),
     Strike("two", Order("phase downloading")),

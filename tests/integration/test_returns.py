@@ -63,9 +63,8 @@ def test_whoever_was_away_catches_up_and_goes_on(peers: list[Peer], how: str) ->
     swarm_step, back = peers[0].outer_step, time.monotonic()
     assert swarm_step > before, "the others go on without it"
     away.commits_until(swarm_step + 1)
-    print(
-        f"\n{how} for {AWAY_SECONDS[how]:.0f} s: it commits with the others {time.monotonic() - back:.1f} s after it is back"
-    )
+    seconds = time.monotonic() - back
+    print(f"\n{how} for {AWAY_SECONDS[how]:.0f} s: it commits with the others {seconds:.1f} s after it is back")
     digests = {event["outer_step"]: event["digest"] for event in peers[0].events("commit")}
     for event in away.events("commit"):
         assert digests.get(event["outer_step"], event["digest"]) == event["digest"]
