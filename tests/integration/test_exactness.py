@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from peer.layout import read_gradients, read_parameters
+from peer.rounds.context import Deadlines
 from peer.training import Trainer
 from peer.values import Batch, Cursor
 from swarm.manifest import Manifest
@@ -117,6 +118,10 @@ def alone(data: Data, optimizer: torch.optim.Optimizer, model: nn.Module, steps:
     return read_parameters(model)
 
 
+# Nothing goes wrong here, but ten p2pd share the machine with whatever else it does.
+PATIENT = Deadlines(exchange=30.0, commit=30.0, seat=10.0, alive=0.5, silence=10.0)
+
+
 async def together(
     made: Swarm, trainers: list[Trainer], shares: list[int], steps: int, start: torch.Tensor | None = None
 ) -> list[RoundPeer]:
@@ -173,7 +178,7 @@ async def test_mean_of_one_round_is_the_gradient_over_all_examples(
     exact = exact_gradient(data, model)
     # From zeros and with a learning rate of 1 the committed parameters are the mean, negated, without any rounding.
     start = read_parameters(model)
-    async with swarm(tmp_path, PEERS, parameters=start.numel(), codec=codec) as made:
+    async with swarm(tmp_path, PEERS, deadlines=PATIENT, parameters=start.numel(), codec=codec) as made:
         work = together(made, trainers(GRADIENTS, data, shares), shares, 1, start)
         peers = await asyncio.wait_for(work, SECONDS)
         means = [-peer.parameters.double() for peer in peers]
@@ -195,7 +200,9 @@ OPTIMIZERS = {
 async def test_twenty_outer_steps_end_where_one_process_ends(tmp_path: Path, name: str, shares: list[int]) -> None:
     data, model, settings = Data.make(), network(), OPTIMIZERS[name]
     start = read_parameters(model)
-    async with swarm(tmp_path, PEERS, parameters=start.numel(), optimizer=settings, initial=start) as made:
+    async with swarm(
+        tmp_path, PEERS, deadlines=PATIENT, parameters=start.numel(), optimizer=settings, initial=start
+    ) as made:
         peers = await asyncio.wait_for(together(made, trainers(GRADIENTS, data, shares), shares, 20), SECONDS)
         parameters = peers[0].parameters
     rate, parameters_of = settings.learning_rate, model.parameters()
@@ -211,7 +218,7 @@ async def test_twenty_outer_steps_end_where_one_process_ends(tmp_path: Path, nam
 async def test_one_plain_inner_step_is_the_same_run(tmp_path: Path) -> None:
     data, model = Data.make(), network()
     start = read_parameters(model)
-    async with swarm(tmp_path, PEERS, parameters=start.numel(), initial=start) as made:
+    async with swarm(tmp_path, PEERS, deadlines=PATIENT, parameters=start.numel(), initial=start) as made:
         peers = await asyncio.wait_for(together(made, trainers(UPDATES, data, EVEN), EVEN, 20), SECONDS)
         parameters = peers[0].parameters
     expected = alone(data, torch.optim.SGD(model.parameters(), 0.1), model, 20)

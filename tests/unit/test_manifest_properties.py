@@ -108,9 +108,8 @@ def written(draw: st.DrawFn, values: Values) -> str:
 
     def spell(value: Any, free: bool) -> str:
         if isinstance(value, dict):
-            items = [
-                f"{json.dumps(key)} = {spell(item, free)}" for key, item in draw(st.permutations(list(value.items())))
-            ]
+            ordered = draw(st.permutations(list(value.items())))
+            items = [f"{json.dumps(key, ensure_ascii=False)} = {spell(item, free)}" for key, item in ordered]
             return "{" + draw(st.sampled_from([", ", " ,\t"])).join(items) + "}"
         if isinstance(value, list):
             return "[" + draw(st.sampled_from([",", ", ", " ,\n  "])).join(spell(item, free) for item in value) + "]"
