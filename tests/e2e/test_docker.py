@@ -148,7 +148,8 @@ def _in_a_group(swarm: Project) -> dict[str, object]:
 
 def test_what_cannot_work_is_told_in_one_line(swarm: Project) -> None:
     def run(code: int, *settings: str) -> str:
-        words = [word for setting in settings for word in ("--env", setting)]
+        # The volume of the peer is that of the one that runs.
+        words = [word for setting in ("WAGGLE_DATA_DIR=/tmp/data", *settings) for word in ("--env", setting)]
         said = swarm.compose("run", "--rm", "--no-deps", *words, "peer", code=code)
         (line,) = (line for line in said.splitlines() if "waggle" in line and self_name not in line)
         return line
