@@ -199,6 +199,11 @@ class Internet:
         """Starts a program in a host; ``options`` are those of Popen."""
         return subprocess.Popen(self.hosts[host].command(command), **{"cwd": REPOSITORY, **options})
 
+    def clear(self) -> None:
+        """Kills what runs in the hosts."""
+        for host in self.hosts:
+            _clear(host.name)
+
     # -- the end ---------------------------------------------------------------------------------------------
 
     def __exit__(
@@ -229,11 +234,15 @@ def _allow(congestion_control: str) -> None:
         setting.write_text(" ".join([*allowed, congestion_control]))
 
 
-def _end(name: str) -> None:
-    """Kills what runs in a namespace and removes it."""
+def _clear(name: str) -> None:
     for pid in _run("netns", "pids", name).split():
         with contextlib.suppress(ProcessLookupError):
             os.kill(int(pid), signal.SIGKILL)
+
+
+def _end(name: str) -> None:
+    """Kills what runs in a namespace and removes it."""
+    _clear(name)
     _run("netns", "del", name)
 
 

@@ -1,4 +1,4 @@
-"""Peers of bench/round_peer.py in the hosts of an emulated internet, told what to do from here."""
+"""Peers of bench/round_peer.py, or of stock hivemind (bench/stock.py), in the hosts of an emulated internet, told what to do from here."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from typing import Any
 from bench.internet import Internet
 
 Row = dict[str, Any]
+OURS = ("bench.round_peer",)
+STOCK = ("bench.stock", "averager")
 START_SECONDS = 120.0
 """Eight processes that import torch on two cores."""
 
@@ -78,8 +80,8 @@ class Speaker:
 class RoundSwarm:
     """One peer in each of the first ``count`` hosts; a context."""
 
-    def __init__(self, internet: Internet, count: int):
-        self._internet, self._count = internet, count
+    def __init__(self, internet: Internet, count: int, program: Sequence[str] = OURS):
+        self._internet, self._count, self._program = internet, count, program
         self._folder = tempfile.TemporaryDirectory(prefix="waggle-round-swarm-")
         self.speakers: list[Speaker] = []
 
@@ -90,7 +92,7 @@ class RoundSwarm:
     def revive(self) -> None:
         """New processes, all of them."""
         self._end()
-        command = [sys.executable, "-m", "bench.round_peer"]
+        command = [sys.executable, "-m", *self._program]
         self.speakers = [Speaker(self._internet, host, command, Path(self._folder.name)) for host in range(self._count)]
 
     def __exit__(
@@ -102,6 +104,7 @@ class RoundSwarm:
     def _end(self) -> None:
         for speaker in self.speakers:
             speaker.end()
+        self._internet.clear()  # of what stock hivemind leaves behind
 
     def _all(self, orders: Sequence[Mapping[str, Any]], seconds: float) -> list[Row]:
         """Tells each its order at the same moment; their answers. Raises HangError: who did not answer."""

@@ -91,7 +91,7 @@ class Link:
 
 def wire_bytes(packet: bytes) -> int:
     """IP bytes of a packet as a real line would carry it: cut into segments, each with its header."""
-    _, kind, header_bytes, segment_bytes, _, _ = _OFFLOAD.unpack_from(packet)
+    kind, header_bytes, segment_bytes = (int(value) for value in _OFFLOAD.unpack_from(packet)[1:4])
     size = len(packet) - _OFFLOAD.size
     if kind == 0 or not segment_bytes:
         return size
