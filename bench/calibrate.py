@@ -3,7 +3,7 @@
     sudo .venv/bin/python -m bench.calibrate --mbit 100 --ms 12.5
 
 Two hosts send each other zeros through a few ordinary sockets: goodput each way, both ways at once, and the round trip
-of a small message. What is more than 5 % off the link's own figures (10 % both ways at once, where TCP's acknowledgements
+of a small message. What is more than 5 % off the link's own figures (10 % both ways at once, where acknowledgements
 wait behind data) is said, and no table is made on such a link.
 """
 
