@@ -25,6 +25,11 @@ class Codec(Protocol):
 
     name: str
 
+    @property
+    def for_mean(self) -> Codec:
+        """What a reducer encodes the mean with."""
+        ...
+
     def encode(self, values: torch.Tensor) -> bytes:
         """``values``: float32 [n], finite, on the CPU."""
         ...
@@ -42,6 +47,11 @@ class Float32Codec:
     """The values themselves, little-endian."""
 
     name = "fp32"
+
+    @property
+    def for_mean(self) -> Codec:
+        """See Codec."""
+        return self
 
     def encode(self, values: torch.Tensor) -> bytes:
         """See Codec."""
@@ -67,6 +77,12 @@ class Float16Codec:
     """
 
     name = "fp16"
+
+    @property
+    def for_mean(self) -> Codec:
+        """See Codec."""
+        return self
+
     _SCALE = struct.Struct("<f")
     _MOST = 2.0**15 - 2.0**4  # the largest float16 below 2**15
 
