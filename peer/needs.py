@@ -76,7 +76,7 @@ def in_units(count: int) -> str:
 
 
 def _slots(optimizer: Optimizer) -> int:
-    """Values that the optimizer keeps for each parameter."""
-    if optimizer.optimizer == "adamw":
+    """Values that the optimizer keeps for each parameter; with Muon at most, for its matrices need only one."""
+    if optimizer.optimizer in ("adamw", "muon"):
         return 2
     return 1 if optimizer.momentum > 0 else 0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from typing import Protocol
@@ -11,11 +11,11 @@ from typing import Protocol
 import torch
 from torch import nn
 
+from peer.inner import inner_optimizer
 from peer.layout import read_gradients, read_parameters, trained, write_parameters
 from peer.optimizers import learning_rate
 from peer.values import Batch, Cursor, LocalResult, LocalWork
 from swarm.manifest import Manifest
-from swarm.optimizer import Optimizer
 
 Loss = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
@@ -25,22 +25,6 @@ class Batches(Protocol):
 
     def __next__(self) -> Batch:
         """The next batch; waits for it."""
-
-
-def inner_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """A peer's own optimizer for ``updates``; its state stays local (DiLoCo, Douillard et al. 2023)."""
-    parameters = [value for value in model.parameters() if value.requires_grad]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters, settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
-        )
-    return torch.optim.SGD(
-        parameters,
-        settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-    )
 
 
 class Trainer:
@@ -98,13 +82,11 @@ class Trainer:
     def _update(self, loss: torch.Tensor) -> None:
         settings, inner = self._manifest.inner, self._inner
         assert settings is not None and inner is not None
-        for group in inner.param_groups:
-            group["lr"] = learning_rate(settings, self._total_steps)
-        inner.zero_grad(set_to_none=True)
+        inner.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        inner.step()
+        inner.step(learning_rate(settings, self._total_steps))
         self._total_steps += 1
 
     def result(self) -> LocalResult:
@@ -124,10 +106,7 @@ class Trainer:
         if self.examples:
             tensors["work"] = read_gradients(self.model) if self._gradients else read_parameters(self.model)
         if self._inner is not None:
-            for index, parameter in enumerate(self._inner.param_groups[0]["params"]):
-                for name, value in self._inner.state.get(parameter, {}).items():
-                    if isinstance(value, torch.Tensor):
-                        tensors[f"inner.{index}.{name}"] = value.detach().to("cpu", copy=True)
+            tensors.update({f"inner.{name}": value for name, value in self._inner.tensors().items()})
         facts = {
             "cursor": asdict(self._cursor), "total_steps": self._total_steps, "examples": self.examples,
             "inner_steps": self.inner_steps, "loss_sum": self._loss_sum,
@@ -149,7 +128,10 @@ class Trainer:
         facts, tensors = work.facts, work.tensors
         self._cursor, self._total_steps = cursor_of(work), int(facts["total_steps"])
         self._settled = (self._cursor, self._total_steps)
-        self._load_inner_state(tensors)
+        if self._inner is not None:
+            prefix = "inner."
+            inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            self._inner.load(inner)
         if "work" in tensors:
             (self._write_gradients if self._gradients else self._write_parameters)(tensors["work"])
             self.examples, self.inner_steps = int(facts["examples"]), int(facts["inner_steps"])
@@ -158,21 +140,6 @@ class Trainer:
             torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and self._device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self._device)
-
-    def _load_inner_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        if self._inner is None:
-            return
-        for index, parameter in enumerate(self._inner.param_groups[0]["params"]):
-            prefix = f"inner.{index}."
-            state = {}
-            for name, value in tensors.items():
-                if name.startswith(prefix):
-                    at_parameter = value.to(parameter.device) if value.dim() else value  # torch keeps counters here
-                    if value.dim() and value.shape != parameter.shape:
-                        raise ValueError(f"{name} has the shape {tuple(value.shape)}")
-                    state[name.removeprefix(prefix)] = at_parameter
-            if state:
-                self._inner.state[parameter] = state
 
     def _write_parameters(self, flat: torch.Tensor) -> None:
         write_parameters(self.model, flat)

@@ -197,6 +197,8 @@ class Manifest(Section):
                 yield "outer", "is required with round.average = 'gradients'"
         elif self.inner is None:
             yield "inner", "is required with round.average = 'updates'"
+        if self.outer.optimizer == "muon":
+            yield "outer.optimizer", "must be 'adamw' or 'sgd', not 'muon', which is for [inner]"
         target, batch = self.round.target_batch, self.data.batch_size
         if target is not None and target < batch:
             yield "round.target_batch", f"must be at least data.batch_size ({batch}), not {target}"

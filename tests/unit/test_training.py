@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from peer.inner import inner_optimizer
 from peer.layout import read_gradients, read_parameters, write_parameters
 from peer.tasks import TASKS, build_model
-from peer.training import Trainer, choose_device, cursor_of, inner_optimizer, limit_threads
+from peer.training import Trainer, choose_device, cursor_of, limit_threads
 from peer.values import Batch, Cursor
 from swarm.manifest import Manifest
 
@@ -193,7 +194,7 @@ def test_the_inner_optimizer_is_the_manifests() -> None:
     assert manifest.inner is not None
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    optimizer = inner_optimizer(model, manifest.inner)
+    (optimizer,) = inner_optimizer(model, manifest.inner).parts
     assert isinstance(optimizer, torch.optim.SGD)
     (group,) = optimizer.param_groups
     assert (group["momentum"], group["nesterov"], group["lr"]) == (0.9, True, 0.01)
@@ -274,7 +275,9 @@ def test_work_on_equal_data_is_bit_identical() -> None:
 # -- where it runs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [GRADIENTS, UPDATES, UPDATES.replace("adamw", "sgd")])
+@pytest.mark.parametrize(
+    "mode", [GRADIENTS, UPDATES, UPDATES.replace("adamw", "sgd"), UPDATES.replace("adamw", "muon")]
+)
 @pytest.mark.parametrize("done", [0, 3])
 def test_work_that_was_saved_goes_on_bit_for_bit(mode: str, done: int) -> None:
     """Between two outer steps (0) and in the middle of local work (3); with dropout, for the random state counts."""
