@@ -194,7 +194,7 @@ def _facts(manifest: Manifest, parameters: int, signed: bool) -> list[tuple[str,
 
 
 def _optimizer(optimizer: Optimizer) -> str:
-    name = {"adamw": "AdamW", "sgd": "SGD"}[optimizer.optimizer]
+    name = {"adamw": "AdamW", "sgd": "SGD", "muon": "Muon and AdamW"}[optimizer.optimizer]
     momentum = f", momentum {optimizer.momentum:g}" if optimizer.momentum else ""
     nesterov = " (Nesterov)" if optimizer.nesterov else ""
     schedule = "" if optimizer.schedule.kind == "constant" else f", {optimizer.schedule.kind} schedule"

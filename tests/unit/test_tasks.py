@@ -205,6 +205,9 @@ def test_memory_counts_what_the_optimizers_keep() -> None:
     assert need.total == 16000 + 30000
     demo = memory(Manifest.load(ROOT / "runs" / "demo.toml"), 1000)
     assert (demo.inner_optimizer, demo.outer_optimizer) == (8000, 0)  # AdamW; plain SGD
+    muon = Manifest.from_toml((ROOT / "runs" / "demo.toml").read_text().replace('"adamw"', '"muon"'))
+    assert memory(muon, 1000).inner_optimizer == 8000, "at most"
+    assert "with Muon and AdamW at 0.003, momentum 0.95 (Nesterov); when all have" in in_words(muon)
 
 
 def test_show_says_what_the_manifest_means() -> None:
