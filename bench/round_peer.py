@@ -108,6 +108,7 @@ class RoundPeer:
             run_id=RUN_ID, identity=identity, network=self._network, ledger=self._store,
             codec=CODECS[order["codec"]](), terms=terms, deadlines=Deadlines(exchange=seconds, commit=seconds),
             listener=self.meter, max_examples=1000, max_norm_ratio=20.0, parameters=parameters,
+            error_feedback=order["codec"] == "sparse",
         )  # fmt: skip
         self._rounds = Rounds(context, self._store.commit)
         twin = Twin(self._session, time.time(), lambda error: None)
@@ -146,13 +147,15 @@ class RoundPeer:
         """One outer step: what it took of everything."""
         meter = self.meter
         meter.marks, meter.refusals = {}, []
+        contribution = self._contribution.clone()  # local work's, not the round's
         usage, before = Usage((self._network.p2pd_pid,)), Counter(meter.bytes)
         began = time.monotonic()
         results = []
         for attempt in range(_TRIES):
-            results.append(await self._attempt(float(order.get("work_seconds", 0.0)) if not attempt else 0.0))
+            results.append(await self._attempt(contribution, float(order["work_seconds"]) if not attempt else 0.0))
             if results[-1].committed:
                 break
+            contribution = self._contribution.clone()  # the round has written over the other
         self._watch.hurry()
         head = self._store.head
         return {
@@ -165,15 +168,16 @@ class RoundPeer:
             "aborts": [result.reason for result in results if not result.committed],
             "refusals": meter.refusals,
             "group_size": results[-1].group_size,
+            "codec_seconds": results[-1].times.codec,
             **usage.since(),
         }
 
-    async def _attempt(self, work_seconds: float) -> RoundResult:
+    async def _attempt(self, contribution: torch.Tensor, work_seconds: float) -> RoundResult:
         attempt = await self._rounds.attempt()
         running = asyncio.ensure_future(self._rounds.run(attempt))
         await asyncio.wait([running], timeout=work_seconds)  # paced local work
         attempt.report(1)
-        attempt.finish(LocalResult(self._contribution, 1, 1, 1.0))
+        attempt.finish(LocalResult(contribution, 1, 1, 1.0))
         return await running
 
     async def stop(self) -> Row:

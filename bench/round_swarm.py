@@ -1,4 +1,4 @@
-"""Peers of bench/round_peer.py, or of stock hivemind, in the hosts of an emulated internet, told what to do from here."""
+"""Peers of bench/round_peer.py, or of stock hivemind, in the hosts of an emulated internet, told what to do."""
 
 from __future__ import annotations
 
