@@ -257,6 +257,7 @@ def _sweep() -> None:
 def call(control: Path) -> socket.socket:
     """A connection to the router. Raises OSError."""
     caller = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    caller.settimeout(_START_SECONDS)
     try:
         caller.connect(str(control))
     except OSError:
@@ -267,8 +268,11 @@ def call(control: Path) -> socket.socket:
 
 def tell(caller: socket.socket, message: Mapping[str, Any]) -> dict[str, Any]:
     """One question to the router and its answer. Raises InternetError."""
-    caller.send(json.dumps(message).encode())
-    answer: dict[str, Any] = json.loads(caller.recv(_LONGEST))
+    try:
+        caller.send(json.dumps(message).encode())
+        answer: dict[str, Any] = json.loads(caller.recv(_LONGEST))
+    except (OSError, ValueError) as error:
+        raise InternetError(f"the router does not answer: {error!r}") from error
     if "error" in answer:
         raise InternetError(f"the router does not know {dict(message)}: {answer['error']}")
     return answer
