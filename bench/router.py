@@ -9,6 +9,7 @@ standard library: it shares the cores with the peers that are measured, and star
 
 from __future__ import annotations
 
+import errno
 import heapq
 import json
 import os
@@ -91,10 +92,12 @@ class Link:
 
 def wire_bytes(packet: bytes) -> int:
     """IP bytes of a packet as a real line would carry it: cut into segments, each with its header."""
-    kind, header_bytes, segment_bytes = (int(value) for value in _OFFLOAD.unpack_from(packet)[1:4])
+    kind, _, segment_bytes = (int(value) for value in _OFFLOAD.unpack_from(packet)[1:4])
     size = len(packet) - _OFFLOAD.size
     if kind == 0 or not segment_bytes:
         return size
+    tcp = _OFFLOAD.size + 4 * (packet[_OFFLOAD.size] & 15)
+    header_bytes = tcp - _OFFLOAD.size + 4 * (packet[tcp + 12] >> 4)  # hdr_len may count payload, too
     segments = -(-(size - header_bytes) // segment_bytes)
     return size + (max(1, segments) - 1) * header_bytes
 
@@ -192,7 +195,14 @@ class Router:
     def _write(self, host: int, packet: bytes) -> bool:
         try:
             os.write(self._devices[host], packet)
-        except OSError:  # its queue is full, or the host is being taken down
+        except BlockingIOError:  # its queue is full
+            return False
+        except OSError as error:
+            if error.errno in (errno.EIO, errno.EBADFD):  # the host is being taken down
+                return False
+            print(
+                f"the kernel refuses a packet: {error}: {packet[:64].hex()} {len(packet)}", file=sys.stderr, flush=True
+            )
             return False
         return True
 
