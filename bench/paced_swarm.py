@@ -62,12 +62,20 @@ class PacedPeer:
             )  # fmt: skip
 
     @property
+    def started(self) -> Row:
+        """The line by which it says that it has started; empty before."""
+        lines = json_lines(self.folder / "log.jsonl")
+        return next((line for line in lines if line.get("event") == "peer started"), {})
+
+    @property
     def maddrs(self) -> list[str]:
         """Where it can be found; empty before it has started."""
-        for line in json_lines(self.folder / "log.jsonl"):
-            if line.get("event") == "peer started":
-                return list(line["maddrs"])
-        return []
+        return list(self.started.get("maddrs", ()))
+
+    @property
+    def peer_id(self) -> str:
+        """Its id, once it has started."""
+        return str(self.started["peer_id"])
 
     @property
     def commits(self) -> list[Row]:
