@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from peer.rounds.bandwidth import is_timed
 from peer.rounds.codec import CodecError
 from peer.rounds.context import Context, RoundError
 from peer.rounds.gates import check_values
@@ -82,7 +83,8 @@ class Exchange:
         )
         self._unscattered = set(self._parts)
         self._encoded: dict[PeerId, int] = {}  # chunks of each part that are past needing our values
-        self._leads = {reducer: Lead(time.monotonic() + deadlines.exchange / 3) for reducer in self._parts}
+        lift_at = 0.0 if is_timed(outer_step) else time.monotonic() + deadlines.exchange / 3
+        self._leads = {reducer: Lead(lift_at) for reducer in self._parts}
         self._progress = asyncio.Event()
         self._total = 0
         self._trades: dict[asyncio.Task[float], PeerId] = {}
@@ -280,9 +282,7 @@ class Exchange:
                 raise WireError("malformed", "a chunk out of order")
             if ours and self._encoded.get(reducer, 0) <= index:
                 raise WireError("malformed", "a mean without our values")  # which it would overwrite
-            now = time.monotonic()
-            self.workshop.flows.arrived(reducer, len(payload), now)
-            self._leads[reducer].came_back(index, len(payload), now)
+            self._leads[reducer].came_back(index, len(payload), time.monotonic())
             self._progress.set()
             if await self.workshop.work(partial(self._decode, parts[index], payload)):
                 raise WireError("malformed", "a mean that is not finite")

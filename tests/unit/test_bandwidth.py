@@ -102,11 +102,20 @@ def test_flows_are_timed_from_the_first_message_to_the_last() -> None:
     assert observed.told(["fast", "little", "never"]) == {"fast": LEAST_BYTES}
 
 
-def test_older_rounds_fade() -> None:
+def timing(peer: str, rate: int) -> Flows:
+    flows = Flows()
+    flows.arrived(peer, 0, 0.0)
+    flows.arrived(peer, rate, 1.0)
+    return flows
+
+
+def test_older_timings_fade_and_are_forgotten() -> None:
     observed = Observed()
-    for rate in (1.0, 3.0):
-        flows = Flows()
-        flows.arrived("one", 0, 0.0)
-        flows.arrived("one", int(rate * 10**6), 1.0)
-        observed.learn(flows)
+    observed.learn(timing("one", 10**6))
+    observed.learn(timing("one", 3 * 10**6))
     assert observed.told(["one"]) == {"one": 2 * 10**6}
+    for _ in range(7):
+        observed.learn(timing("other", 10**6))
+    assert observed.told(["one"]) == {"one": 2 * 10**6}
+    observed.learn(timing("other", 10**6))
+    assert observed.told(["one", "other"]) == {"other": 10**6}
