@@ -142,7 +142,8 @@ class Round(Section):
     average: Literal["gradients", "updates"]
     inner_steps: Count | None = None
     target_batch: Count | None = None
-    codec: Literal["fp32", "fp16"] = "fp32"
+    codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "fp32"
+    error_feedback: Annotated[float, Field(ge=0, lt=1), unsigned] | None = None
     min_group_size: GroupSize = 2
     max_group_size: GroupSize = 64
     max_norm_ratio: Annotated[float, Field(gt=1)] = 20.0
@@ -158,6 +159,13 @@ class Round(Section):
         if self.min_group_size > self.max_group_size:
             limit = self.max_group_size
             yield "min_group_size", f"must be at most max_group_size ({limit}), not {self.min_group_size}"
+
+    @property
+    def feedback(self) -> float:
+        """How much of what the codec left out joins the next contribution."""
+        if self.error_feedback is not None:
+            return self.error_feedback
+        return 0.95 if self.codec == "sparse" else 0.0
 
 
 class Validation(Section):

@@ -110,7 +110,7 @@ class RoundPeer:
         """One attempt with this contribution."""
         attempt = await self.rounds.attempt()
         attempt.report(examples)
-        attempt.finish(LocalResult(contribution, examples, 1, loss))
+        attempt.finish(LocalResult(contribution.clone(), examples, 1, loss))  # the round writes over it
         result = await self.rounds.run(attempt)
         if result.committed:
             self.digests[self.store.head.outer_step] = self.store.head.digest

@@ -70,7 +70,7 @@ CASES = {
     "run-id": Case(ExitCode.USAGE, "run: 'demo@123' is not a run id...", ("--run", "demo@123")),
     "manifest": Case(
         ExitCode.MANIFEST,
-        "round.codec: must be 'fp32' or 'fp16', not 'fp17'",
+        "round.codec: must be 'fp32', 'fp16', 'int8', 'int4' or 'sparse', not 'fp17'",
         change=(r'codec = "\w+"', 'codec = "fp17"'),
     ),
     "version": Case(

@@ -94,7 +94,8 @@ def manifests(draw: st.DrawFn) -> Values:
         "round": draw(
             table(
                 {"average": st.just("updates" if updates else "gradients"), **amount},
-                codec=st.sampled_from(["fp32", "fp16"]),
+                codec=st.sampled_from(["fp32", "fp16", "int8", "int4", "sparse"]),
+                error_feedback=st.floats(0, 0.99),
                 min_group_size=st.integers(1, 8),
                 max_group_size=st.integers(8, 64),
                 max_norm_ratio=st.floats(1.5, 1e6),

@@ -1,47 +1,25 @@
-"""How values travel: encode float32, decode the same float32 everywhere.
-
-A codec encodes one chunk on its own. Decoding is a pure function of the bytes and uses operations that IEEE 754
-rounds exactly, one at a time, so that every peer decodes the same bits. The interface takes block scales, low-bit
-values and sparse indices as well: the encoded size is bounded, not fixed.
-"""
+"""Dense codecs that keep floating point: all of it, or half."""
 
 from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable
-from typing import Protocol
 
 import numpy as np
 import torch
 
-
-class CodecError(ValueError):
-    """The bytes are not an encoding of that many values."""
-
-
-class Codec(Protocol):
-    """Encodes chunks of a flat vector."""
-
-    name: str
-
-    def encode(self, values: torch.Tensor) -> bytes:
-        """``values``: float32 [n], finite, on the CPU."""
-        ...
-
-    def decode(self, payload: bytes, count: int) -> torch.Tensor:
-        """float32 [count]. Raises CodecError when ``payload`` cannot be that."""
-        ...
-
-    def max_bytes(self, count: int) -> int:
-        """The largest encoding of ``count`` values, in bytes."""
-        ...
+from peer.rounds.codec.interface import Codec, CodecError
 
 
 class Float32Codec:
     """The values themselves, little-endian."""
 
     name = "fp32"
+
+    @property
+    def for_mean(self) -> Codec:
+        """See Codec."""
+        return self
 
     def encode(self, values: torch.Tensor) -> bytes:
         """See Codec."""
@@ -70,6 +48,11 @@ class Float16Codec:
     _SCALE = struct.Struct("<f")
     _MOST = 2.0**15 - 2.0**4  # the largest float16 below 2**15
 
+    @property
+    def for_mean(self) -> Codec:
+        """See Codec."""
+        return self
+
     def encode(self, values: torch.Tensor) -> bytes:
         """See Codec."""
         array = values.numpy()
@@ -95,7 +78,3 @@ class Float16Codec:
     def max_bytes(self, count: int) -> int:
         """See Codec."""
         return self._SCALE.size + 2 * count
-
-
-CODECS: dict[str, Callable[[], Codec]] = {"fp32": Float32Codec, "fp16": Float16Codec}
-"""The codecs a manifest may name."""
