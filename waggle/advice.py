@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from peer.needs import CODEC_BYTES, in_units
+from peer.needs import in_units
 from swarm.errors import UsageError
 from swarm.manifest import Round
 from swarm.optimizer import Optimizer
@@ -153,8 +153,7 @@ def _candidates(horizon: int) -> Iterator[tuple[int, int, str]]:
         for codecs in (CODECS, *thrifty):
             for overlap in _OVERLAPS:
                 for codec in codecs:
-                    if codec in CODEC_BYTES:
-                        yield inner_steps, overlap, codec
+                    yield inner_steps, overlap, codec
 
 
 _OVERLAPS = (0, 1) if "overlap" in Round.model_fields else (0,)
