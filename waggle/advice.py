@@ -38,6 +38,8 @@ NESTEROV = Optimizer(optimizer="sgd", learning_rate=0.7, momentum=0.9, nesterov=
 
 BUSY_SHARE = 0.05
 """The most of the time that peers may spend on rounds while they do not train."""
+HIDDEN_SHARE = 0.7
+"""The most of the local work that a round may take which runs during it: a link has slow moments."""
 NEARLY = 1.2
 """Where nothing is good enough: how much more than the least share is no reason for a coarser codec."""
 ROUND_SECONDS = 1.0
@@ -72,12 +74,27 @@ class Cost:
         return self.sent_bytes * 8 / (self.uplink_mbit * 1e6)
 
     @property
+    def work_seconds(self) -> float:
+        """How long the local work of an outer step takes."""
+        return self.inner_steps * self.step_seconds
+
+    @property
+    def round_seconds(self) -> float:
+        """How long a round takes."""
+        return self.wire_seconds + ROUND_SECONDS
+
+    @property
     def share(self) -> float:
         """Of the time, how much goes to rounds alone."""
-        work, waiting = self.inner_steps * self.step_seconds, self.wire_seconds + ROUND_SECONDS
+        waiting = max(0.0, self.round_seconds - self.work_seconds) if self.overlap else self.round_seconds
+        return waiting / (self.work_seconds + waiting)
+
+    @property
+    def good(self) -> bool:
+        """Whether training hardly feels it."""
         if self.overlap:
-            waiting = max(0.0, waiting - work)
-        return waiting / (work + waiting)
+            return self.round_seconds <= HIDDEN_SHARE * self.work_seconds
+        return self.share <= BUSY_SHARE
 
     @property
     def phase_seconds(self) -> float:
@@ -92,7 +109,7 @@ class Cost:
         seconds = f"{self.wire_seconds:.2g}" if self.wire_seconds < 100 else f"{self.wire_seconds:,.0f}"
         hidden = self.overlap and not self.share
         share = "hidden behind the local work" if hidden else f"rounds take {self.share:.0%} of the time"
-        over = "" if self.share <= BUSY_SHARE else ", and no setting for this horizon takes much less"
+        over = "" if self.good else ", and no setting for this horizon takes much less"
         return f"{in_units(self.sent_bytes)} or {seconds} s on the wire per outer step; {share}{over}"
 
 
@@ -127,7 +144,7 @@ def choose(parameters: int, horizon: int, uplink_mbit: float, peers: int, step_s
         Cost(inner_steps, overlap, codec, bytes_per_outer_step(parameters, codec, peers), uplink_mbit, step_seconds)
         for inner_steps, overlap, codec in _candidates(horizon)
     ]
-    good = [cost for cost in costs if cost.share <= (0.0 if cost.overlap else BUSY_SHARE)]
+    good = [cost for cost in costs if cost.good]
     if not good:
         most = [cost for cost in costs if cost.inner_steps == costs[-1].inner_steps]
         least = min(cost.share for cost in most)

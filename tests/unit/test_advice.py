@@ -77,7 +77,9 @@ def test_what_good_enough_means() -> None:
         cost = demo(uplink_mbit=uplink_mbit).cost
         assert cost.share <= BUSY_SHARE
         if cost.overlap:
-            assert cost.wire_seconds < cost.inner_steps * cost.step_seconds, "it hides"
+            assert cost.wire_seconds < 0.7 * cost.inner_steps * cost.step_seconds, (
+                "it hides, with room for slow moments"
+            )
             assert cost.share == 0.0
         assert cost.wire_seconds == pytest.approx(cost.sent_bytes * 8 / uplink_mbit / 1e6)
 
