@@ -49,15 +49,18 @@ def memory(manifest: Manifest, parameters: int) -> Memory:
     size = 4 * parameters
     inner = _slots(manifest.inner) if manifest.inner is not None else 0
     outer = _slots(manifest.outer)
-    # The contribution, what members sent for our part, the mean; two next states; our part of the last two means.
-    parts = int(2 * CODEC_BYTES[manifest.round.codec] * parameters / manifest.round.min_group_size)
+    rules, encoded = manifest.round, int(CODEC_BYTES[manifest.round.codec] * parameters)
+    feedback = 2 * size if rules.feedback else 0  # what was left out before, and now
+    ahead = size if rules.overlap else 0  # where the work that was handed in ended
+    # The contribution, over which the mean is written; what members sent for our part, and our part of two means.
+    exchange = size + encoded + 2 * encoded // rules.min_group_size + feedback + ahead
     return Memory(
         parameters=size,
         gradients=size,
         inner_optimizer=inner * size,
         outer_optimizer=outer * size,
         committed=size,
-        round=3 * size + 2 * (1 + outer) * size + parts,
+        round=exchange + 2 * (1 + outer) * size,  # two next states
     )
 
 

@@ -144,6 +144,7 @@ class Round(Section):
     target_batch: Count | None = None
     codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "fp32"
     error_feedback: Annotated[float, Field(ge=0, lt=1), unsigned] | None = None
+    overlap: Annotated[int, Field(ge=0, le=1)] = 0
     min_group_size: GroupSize = 2
     max_group_size: GroupSize = 64
     max_norm_ratio: Annotated[float, Field(gt=1)] = 20.0
@@ -159,6 +160,8 @@ class Round(Section):
         if self.min_group_size > self.max_group_size:
             limit = self.max_group_size
             yield "min_group_size", f"must be at most max_group_size ({limit}), not {self.min_group_size}"
+        if self.overlap and self.average == "gradients":
+            yield "overlap", "only with average = 'updates': gradients are of the committed parameters"
 
     @property
     def feedback(self) -> float:

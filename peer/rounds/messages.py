@@ -14,8 +14,8 @@ from peer.rounds.bandwidth import MOST_RATE_BYTES
 from swarm.history import MAX_GROUP_SIZE, Ballot, Certificate, Digest, Examples, Link, PeerIdField, Step, Vote
 from swarm.wire import Message
 
-ROUND_PROTOCOL = "/waggle/1/round"
-PART_PROTOCOL = "/waggle/1/part"
+ROUND_PROTOCOL = "/waggle/2/round"
+PART_PROTOCOL = "/waggle/2/part"
 
 RunId = Annotated[str, Field(max_length=64)]
 Reason = Annotated[str, Field(max_length=32, pattern=r"^[a-z-]*$")]
