@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 from peer.needs import in_units
 from swarm.errors import UsageError
-from swarm.manifest import Round
 from swarm.optimizer import Optimizer
 from waggle.run import bytes_per_outer_step
 
@@ -168,12 +167,9 @@ def _candidates(horizon: int) -> Iterator[tuple[int, int, str]]:
     for inner_steps in sorted({min(steps, most) for steps in INNER_STEPS}):
         thrifty = [SPARSE] if inner_steps >= min(SPARSE_INNER_STEPS, most) else []
         for codecs in (CODECS, *thrifty):
-            for overlap in _OVERLAPS:
+            for overlap in (0, 1):
                 for codec in codecs:
                     yield inner_steps, overlap, codec
-
-
-_OVERLAPS = (0, 1) if "overlap" in Round.model_fields else (0,)
 
 
 def _check(**values: float) -> None:

@@ -55,6 +55,7 @@ def test_it_always_makes_a_valid_manifest(
     text, advice = author.filled("mine", template, plan)
     manifest = Manifest.from_toml(text.replace('author = "@AUTHOR@"', ""))
     assert (manifest.round.inner_steps, manifest.round.codec) == (advice.cost.inner_steps, advice.cost.codec)
+    assert manifest.round.overlap == advice.cost.overlap
     assert (manifest.round.error_feedback, manifest.outer) == (advice.error_feedback, advice.outer)
     assert "@" not in text.replace('"@AUTHOR@"', ""), "nothing is left to fill in"
     # A phase that lasts as long as its bytes on the link, and as long again, does not fail the round.
