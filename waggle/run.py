@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
@@ -99,13 +100,28 @@ def new(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; NAME.toml by default.")] = None,
     template: Annotated[str, typer.Option(metavar="demo|text|hub", help="What it begins as.")] = "demo",
     key: Key = AUTHOR_KEY,
+    horizon: Annotated[int | None, typer.Option(metavar="STEPS", help="Inner steps of each peer in all.")] = None,
+    uplink_mbit: Annotated[float | None, typer.Option(metavar="MBIT", help="Uplink of a slow peer, Mbit/s.")] = None,
+    peers: Annotated[int | None, typer.Option(metavar="COUNT", help="Peers that you expect.")] = None,
+    step_seconds: Annotated[float | None, typer.Option(metavar="SECONDS", help="What an inner step takes.")] = None,
 ) -> None:
-    """Writes a manifest to begin with, and makes the author's key if it is missing."""
+    """Writes a manifest to begin with, and makes the author's key if it is missing.
+
+    How often peers talk, and in which codec, is chosen for the run's length and the peers' link. A terminal is asked
+    for what is not given.
+    """
     from waggle import author
 
+    plan = author.Plan(
+        horizon=_asked(horizon, "inner steps that each peer will make in all", author.template_of(template).horizon),
+        uplink_mbit=_asked(uplink_mbit, "uplink of a slow peer, Mbit/s", 20.0),
+        peers=_asked(peers, "peers that you expect", 4),
+        step_seconds=_asked(step_seconds, "seconds that an inner step takes", 1.0),
+    )
     file, key = out or Path(f"{name}.toml"), key.expanduser()
-    manifest = author.new(name, file, template, key)
+    manifest, advice = author.new(name, file, template, key, plan)
     typer.echo(f"{file} is a run of the author {manifest.author}, whose key is {key}: keep it")
+    typer.echo("; ".join(advice.why))
     typer.echo(f"next: edit it, then waggle run check {file}, waggle run sign {file}")
 
 
@@ -129,6 +145,17 @@ def publish(file: File, initial_peers: InitialPeers = None) -> None:
     author.publish(invitation, maddrs)
     typer.echo(f"published {invitation.run_id} by {invitation.author}")
     typer.echo(author.how_to_join(invitation.run_id, maddrs))
+
+
+N = TypeVar("N", int, float)
+
+
+def _asked(given: N | None, question: str, default: N) -> N:
+    """What was given, or is answered, or the default where nobody can be asked."""
+    if given is not None or not sys.stdin.isatty():
+        return default if given is None else given
+    answer: N = typer.prompt(question, default=default, type=type(default))
+    return answer
 
 
 def _look_up(run_id: str, initial_peers: list[str] | None) -> Invitation:
