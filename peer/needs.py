@@ -50,7 +50,7 @@ def memory(manifest: Manifest, parameters: int) -> Memory:
     inner = _slots(manifest.inner) if manifest.inner is not None else 0
     outer = _slots(manifest.outer)
     rules, encoded = manifest.round, int(CODEC_BYTES[manifest.round.codec] * parameters)
-    feedback = 2 * size if rules.feedback else 0  # what was left out before, and now
+    feedback = {"dropped": 0, "local": size, "feedback": 2 * size}[rules.kept]  # what is left out now, and was before
     ahead = size if rules.overlap else 0  # where the work that was handed in ended
     # The contribution, over which the mean is written; what members sent for our part, and our part of two means.
     exchange = size + encoded + 2 * encoded // rules.min_group_size + feedback + ahead

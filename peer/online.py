@@ -131,7 +131,7 @@ class Online:
             max_examples=manifest.max_examples_per_peer,
             max_norm_ratio=rules.max_norm_ratio,
             parameters=self.store.layout.size,
-            error_feedback=rules.feedback > 0,
+            residual=rules.kept != "dropped",
         )
         self.rounds = Rounds(context, self.store.commit)
         self.rounds.promised = self.promised

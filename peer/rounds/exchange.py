@@ -37,8 +37,8 @@ from swarm.wire import Channel, LocalChannel, WireError
 class Mean:
     """What an exchange comes to.
 
-    values: float32 [parameters], and square_norm of it: the same bits for every member. residual: with error
-    feedback, what of our contribution is not in it and is ours to bring again, float32 [parameters]; else None.
+    values: float32 [parameters], and square_norm of it: the same bits for every member. residual: where it is
+    to be told, what of our contribution is not in it and is ours to bring again, float32 [parameters]; else None.
     """
 
     values: torch.Tensor
@@ -60,8 +60,8 @@ class Exchange:
     """One peer's side of one exchange: as a member always, as a reducer unless in client mode.
 
     The contribution belongs to the exchange: the mean is written over it, part by part, so that beside it only the
-    encoded values of our own part are held: members x parameters / reducers of them. With error feedback there is one
-    more vector, of what is not sent.
+    encoded values of our own part are held: members x parameters / reducers of them. Where the residual is to be told,
+    there is one more vector.
     """
 
     def __init__(self, context: Context, outer_step: int, group: Group, contribution: torch.Tensor):
@@ -69,7 +69,7 @@ class Exchange:
         self.workshop = Workshop()
         self._context, self._group = context, group
         self._vector = contribution
-        self._residual = torch.zeros_like(contribution) if context.error_feedback else None
+        self._residual = torch.zeros_like(contribution) if context.residual else None
         self._weights = {member.peer_id: member.examples for member in group.members}
         parts = partition([member.values for member in group.members])
         self._parts = {one.peer_id: part for one, part in zip(group.members, parts, strict=True) if one.reducer}

@@ -30,7 +30,7 @@ from swarm.wire import Channel, WireError
 class Edition:
     """The encoded mean of our part over certain peers: each chunk as soon as it is there, or None when it is void.
 
-    residual: with error feedback, what the encoded mean lacks, float32 [part], else None.
+    residual: where it is to be told, what the encoded mean lacks, float32 [part], else None.
     """
 
     def __init__(self, count: int, residual: torch.Tensor | None) -> None:
@@ -82,11 +82,11 @@ class Reduction:
             self.report.set_result(Report({}, {}))  # nobody to wait for
 
     def _new_edition(self) -> Edition:
-        return Edition(len(self._chunks), torch.zeros(self._length) if self._context.error_feedback else None)
+        return Edition(len(self._chunks), torch.zeros(self._length) if self._context.residual else None)
 
     @property
     def residual(self) -> torch.Tensor | None:
-        """With error feedback, what the encoded mean of our part lacks, float32 [part]; else None."""
+        """Where it is to be told, what the encoded mean of our part lacks, float32 [part]; else None."""
         return self._edition.residual
 
     # -- what members send -----------------------------------------------------------------------------------
