@@ -21,7 +21,7 @@ from peer.phase import Phase
 from peer.progress import SwarmView
 from peer.rounds.assembly import Terms
 from peer.rounds.attempt import Attempt
-from peer.rounds.codec import CODECS
+from peer.rounds.codec import codec_of
 from peer.rounds.context import Context, Deadlines
 from peer.rounds.rounds import Rounds
 from peer.state.store import Store
@@ -124,7 +124,7 @@ class Online:
             identity=identity,
             network=self.network,
             ledger=self.store,
-            codec=CODECS[rules.codec](),
+            codec=codec_of(rules.codec, rules.keep_one_in),
             terms=terms_of(manifest),
             deadlines=Deadlines(exchange=rules.exchange_seconds, commit=rules.commit_seconds),
             listener=self.metrics,

@@ -143,6 +143,7 @@ class Round(Section):
     inner_steps: Count | None = None
     target_batch: Count | None = None
     codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "fp32"
+    keep_one_in: Literal[4, 8, 16, 32, 64] = 64
     residual: Literal["local", "feedback", "dropped"] | None = None
     error_feedback: Annotated[float, Field(ge=0, lt=1), unsigned] | None = None
     overlap: Annotated[int, Field(ge=0, le=1)] = 0
@@ -154,6 +155,9 @@ class Round(Section):
     exchange_seconds: Seconds = 60.0
     commit_seconds: Seconds = 60.0
     isolation_seconds: Seconds = 120.0
+
+    def unused(self) -> Mapping[str, str]:
+        return {} if self.codec == "sparse" else {"keep_one_in": "only with codec = 'sparse'"}
 
     def problems(self) -> Iterator[Problem]:
         if (self.inner_steps is None) == (self.target_batch is None):
