@@ -108,7 +108,7 @@ class RoundPeer:
             run_id=RUN_ID, identity=identity, network=self._network, ledger=self._store,
             codec=CODECS[order["codec"]](), terms=terms, deadlines=Deadlines(exchange=seconds, commit=seconds),
             listener=self.meter, max_examples=1000, max_norm_ratio=20.0, parameters=parameters,
-            error_feedback=order["codec"] == "sparse",
+            residual=order["codec"] == "sparse",
         )  # fmt: skip
         self._rounds = Rounds(context, self._store.commit)
         twin = Twin(self._session, time.time(), lambda error: None)

@@ -48,8 +48,9 @@ class Trainer:
     the parameters away from them. With ``overlap`` they go on moving while a round is under way, and its result is
     put under what they did meanwhile (CoCoD-SGD, Shen et al. 2019, equation 6).
 
-    With error feedback, what the codec left out of the contributions that counted joins the next one
-    (Seide et al. 2014; SparseLoCo, Sarfi et al. 2025).
+    What the codec left out of a contribution that counted is not lost. It stays in the local parameters, where local
+    work then begins ("local"), or joins the next contribution ("feedback": Seide et al. 2014; SparseLoCo, Sarfi et
+    al. 2025), as the manifest says.
     """
 
     def __init__(self, manifest: Manifest, model: nn.Module, loss: Loss, batches: Batches, device: torch.device):
@@ -70,11 +71,11 @@ class Trainer:
     def load(self, parameters: torch.Tensor) -> None:
         """Starts afresh from a committed state, float32 [parameters], that is not the next one of ours."""
         self._handed = self._residual = None
-        self._restart(parameters)
+        self._restart(parameters, parameters)
 
-    def _restart(self, parameters: torch.Tensor) -> None:
+    def _restart(self, parameters: torch.Tensor, start: torch.Tensor) -> None:
         self._base = parameters
-        write_parameters(self.model, parameters)
+        write_parameters(self.model, start)
         self.model.zero_grad(set_to_none=True)
         self.examples, self.inner_steps, self._loss_sum = 0, 0, 0.0
         self._settled = (self._cursor, self._total_steps)
@@ -84,13 +85,20 @@ class Trainer:
 
         residual: what the codec left out of it, float32 [parameters]; None when it did not count.
         """
-        if residual is not None:
+        start, handed = parameters, self._handed
+        if self._manifest.round.kept == "local":
+            if residual is not None:
+                start = parameters - residual
+            elif not self.contributed:  # there was nothing to send, and what we kept before is still ours
+                end = read_parameters(self.model) if handed is None else handed.end
+                start = parameters + (end - self._base)
+        elif residual is not None:
             self._residual = residual
-        handed, self._handed = self._handed, None
+        self._handed = None
         if handed is None:
-            self._restart(parameters)
+            self._restart(parameters, start)
             return
-        write_parameters(self.model, parameters + (read_parameters(self.model) - handed.end))
+        write_parameters(self.model, start + (read_parameters(self.model) - handed.end))
         self._base, self._settled = parameters, handed.settled
 
     @property
@@ -169,7 +177,7 @@ class Trainer:
         tensors = {"random.cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
-        if self.examples or self._handed is not None:
+        if self.examples or self._handed is not None or self._manifest.round.kept == "local":
             tensors["work"] = read_gradients(self.model) if self._gradients else read_parameters(self.model)
         if self._residual is not None:
             tensors["residual"] = self._residual
@@ -247,7 +255,8 @@ class Trainer:
     @torch.no_grad()
     def validate(self, batches: Sequence[torch.Tensor]) -> float:
         """The mean loss over held-out examples, at the committed parameters; nan without examples."""
-        ahead = read_parameters(self.model) if self._manifest.round.overlap and self.examples else None
+        rules = self._manifest.round
+        ahead = read_parameters(self.model) if rules.overlap or rules.kept == "local" else None
         if ahead is not None:
             write_parameters(self.model, self._base)
         self.model.eval()

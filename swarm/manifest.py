@@ -143,6 +143,8 @@ class Round(Section):
     inner_steps: Count | None = None
     target_batch: Count | None = None
     codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "fp32"
+    keep_one_in: Literal[4, 8, 16, 32, 64] = 64
+    residual: Literal["local", "feedback", "dropped"] | None = None
     error_feedback: Annotated[float, Field(ge=0, lt=1), unsigned] | None = None
     overlap: Annotated[int, Field(ge=0, le=1)] = 0
     min_group_size: GroupSize = 2
@@ -154,6 +156,9 @@ class Round(Section):
     commit_seconds: Seconds = 60.0
     isolation_seconds: Seconds = 120.0
 
+    def unused(self) -> Mapping[str, str]:
+        return {} if self.codec == "sparse" else {"keep_one_in": "only with codec = 'sparse'"}
+
     def problems(self) -> Iterator[Problem]:
         if (self.inner_steps is None) == (self.target_batch is None):
             yield "inner_steps", "give exactly one of inner_steps and target_batch"
@@ -163,12 +168,28 @@ class Round(Section):
         if self.overlap and self.average == "gradients":
             yield "overlap", "only with average = 'updates': gradients are of the committed parameters"
 
+        if self.error_feedback is not None and self.residual in ("local", "dropped"):
+            yield "error_feedback", "only with residual = 'feedback'"
+        if self.residual == "local" and self.average == "gradients":
+            yield "residual", "'local' is only for average = 'updates': gradients leave the parameters where they are"
+
+    @property
+    def kept(self) -> Literal["local", "feedback", "dropped"]:
+        """What becomes of what the codec left out of a contribution."""
+        if self.residual is not None:
+            return self.residual
+        if self.error_feedback is not None:
+            return "feedback" if self.error_feedback else "dropped"
+        if self.codec != "sparse":
+            return "dropped"
+        return "local" if self.average == "updates" else "feedback"
+
     @property
     def feedback(self) -> float:
-        """How much of what the codec left out joins the next contribution."""
-        if self.error_feedback is not None:
-            return self.error_feedback
-        return 0.95 if self.codec == "sparse" else 0.0
+        """How much of what the codec left out joins the next contribution, where it is kept for that."""
+        if self.kept != "feedback":
+            return 0.0
+        return 0.95 if self.error_feedback is None else self.error_feedback
 
 
 class Validation(Section):

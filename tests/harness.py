@@ -153,7 +153,7 @@ class Swarm:
     deadlines: Deadlines = DEADLINES
     max_examples: int = 100_000
     initial: torch.Tensor | None = None
-    error_feedback: bool = False
+    residual: bool = False
     peers: list[RoundPeer] = field(default_factory=list)
 
     @property
@@ -194,7 +194,7 @@ class Swarm:
         context = Context(
             run_id=RUN_ID, identity=identity, network=network, ledger=store, codec=codec or CODECS[self.codec](),
             terms=self.terms, deadlines=self.deadlines, listener=recorder, max_examples=self.max_examples,
-            max_norm_ratio=20.0, parameters=self.parameters, error_feedback=self.error_feedback,
+            max_norm_ratio=20.0, parameters=self.parameters, residual=self.residual,
         )  # fmt: skip
         rounds = Rounds(replace(context, **changes), store.commit)  # type: ignore[arg-type]
         peer = RoundPeer(network, store, rounds, transfer, recorder, transfers)

@@ -78,8 +78,8 @@ class Deadlines:
 class Context:
     """One per peer.
 
-    check: the gate for our own contribution before it is sent. error_feedback: whether what a contribution loses on
-    the wire is to be told.
+    check: the gate for our own contribution before it is sent. residual: whether what a contribution loses on the wire
+    is to be told.
     """
 
     run_id: str
@@ -93,7 +93,7 @@ class Context:
     max_examples: int
     max_norm_ratio: float
     parameters: int
-    error_feedback: bool = False
+    residual: bool = False
     check: Callable[[torch.Tensor], str] = check_values
 
     @property

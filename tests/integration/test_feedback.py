@@ -26,7 +26,7 @@ def mean(vectors: list[torch.Tensor], weights: tuple[int, ...]) -> torch.Tensor:
 
 @pytest.mark.parametrize("codec", ["int4", "sparse"])
 async def test_nothing_is_lost(tmp_path: Path, codec: str) -> None:
-    async with swarm(tmp_path, 3, parameters=PARAMETERS, codec=codec, error_feedback=True) as made:
+    async with swarm(tmp_path, 3, parameters=PARAMETERS, codec=codec, residual=True) as made:
         generator = torch.Generator().manual_seed(1)
         vectors = [torch.randn(PARAMETERS, generator=generator) for _ in made.peers]
         results = await asyncio.gather(
@@ -42,7 +42,7 @@ async def test_nothing_is_lost(tmp_path: Path, codec: str) -> None:
 
 
 async def test_a_contribution_that_does_not_count_leaves_no_residual(tmp_path: Path) -> None:
-    async with swarm(tmp_path, 3, parameters=PARAMETERS, codec="int4", error_feedback=True) as made:
+    async with swarm(tmp_path, 3, parameters=PARAMETERS, codec="int4", residual=True) as made:
         vectors = [torch.ones(PARAMETERS), torch.ones(PARAMETERS), 1e6 * torch.ones(PARAMETERS)]
         results = await asyncio.gather(
             *(step(peer, vector, 10) for peer, vector in zip(made.peers, vectors, strict=True))

@@ -12,6 +12,7 @@ from swarm.manifest import Manifest
 from tests.unit.test_training import BATCH_SIZE, COMMON, GRADIENTS, UPDATES, a_trainer, work
 
 OVERLAP = UPDATES + "overlap = 1\ninner_steps = 3"
+LOCAL = UPDATES + 'residual = "local"\ninner_steps = 3'
 FEEDBACK = UPDATES + "error_feedback = 0.5\ninner_steps = 3"
 
 
@@ -115,7 +116,70 @@ def test_what_the_codec_left_out_joins_the_next_contribution_once() -> None:
     assert torch.equal(trainer.hand_in().contribution, base - parameters(trainer))
 
 
-@pytest.mark.parametrize("text", [OVERLAP, FEEDBACK])
+def test_what_the_codec_left_out_stays_in_the_local_parameters() -> None:
+    trainer, examples = a_trainer(a_manifest(LOCAL))
+    base, tokens = parameters(trainer), next(examples).tokens
+    loss = trainer.validate([tokens])
+    work(trainer, 3)
+    residual = 0.01 * torch.linspace(-1, 1, len(base))
+    trainer.commit(base, residual)
+    torch.testing.assert_close(parameters(trainer), base - residual)
+    assert trainer.examples == 0
+    assert trainer.validate([tokens]) == loss, "the loss is that of the committed parameters"
+    torch.testing.assert_close(trainer.hand_in().contribution, residual, rtol=0, atol=1e-6)
+
+    trainer.commit(base + 1, None)  # we had no examples, and it could not count
+    torch.testing.assert_close(parameters(trainer), base + 1 - residual)
+    work(trainer, 3)
+    trainer.commit(base, None)  # it was refused
+    assert torch.equal(parameters(trainer), base)
+    trainer.commit(base, residual)
+    trainer.load(base)  # we were away
+    assert torch.equal(parameters(trainer), base)
+
+
+def test_overlap_and_a_local_residual() -> None:
+    trainer, _ = a_trainer(a_manifest(OVERLAP.replace("overlap", 'residual = "local"\noverlap')))
+    base = parameters(trainer)
+    work(trainer, 3)
+    end = base - trainer.hand_in().contribution
+    work(trainer, 2)
+    moved = parameters(trainer) - end
+    residual = 0.01 * torch.linspace(-1, 1, len(base))
+    trainer.commit(base, residual)
+    torch.testing.assert_close(parameters(trainer), base - residual + moved)
+
+
+@pytest.mark.parametrize(
+    ("rules", "kept", "feedback"),
+    [
+        ("", "dropped", 0.0),
+        ('codec = "sparse"', "local", 0.0),
+        ('codec = "sparse"\nresidual = "feedback"', "feedback", 0.95),
+        ('codec = "sparse"\nerror_feedback = 0.5', "feedback", 0.5),
+        ('codec = "sparse"\nerror_feedback = 0.0', "dropped", 0.0),
+        ('codec = "int4"\nresidual = "local"', "local", 0.0),
+    ],
+)
+def test_what_becomes_of_a_residual(rules: str, kept: str, feedback: float) -> None:
+    found = a_manifest(UPDATES + rules + "\ninner_steps = 3").round
+    assert (found.kept, found.feedback) == (kept, feedback)
+    assert a_manifest(GRADIENTS + 'codec = "sparse"\ninner_steps = 3').round.kept == "feedback"
+
+
+@pytest.mark.parametrize(
+    ("mode", "rules", "field"),
+    [
+        (UPDATES, 'residual = "local"\nerror_feedback = 0.5', "error_feedback"),
+        (GRADIENTS, 'residual = "local"', "residual"),
+    ],
+)
+def test_combinations_that_mean_nothing_are_refused(mode: str, rules: str, field: str) -> None:
+    with pytest.raises(ManifestError, match=f"round.{field}: "):
+        a_manifest(mode + rules + "\ninner_steps = 3")
+
+
+@pytest.mark.parametrize("text", [OVERLAP, FEEDBACK, LOCAL])
 def test_work_that_was_saved_goes_on_bit_for_bit(text: str) -> None:
     manifest = a_manifest(text)
     whole, _ = a_trainer(manifest)

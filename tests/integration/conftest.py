@@ -1,0 +1,29 @@
+"""What integration tests share: a nursery for their programs, so that a hundred peers do not import torch each."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+from tests.nursery import Nursery
+from tests.processes import Program
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _nursery() -> Iterator[None]:
+    """It starts with the first program."""
+    imports = "import peer.daemon, bootstrap.daemon, tests.strikes, transformers.models.gpt2.modeling_gpt2"
+    with Nursery(imports) as nursery:
+        Program.nursery = nursery if sys.platform == "linux" else None
+        yield
+        Program.nursery = None
+
+
+@pytest.fixture(scope="module")
+def without_nursery() -> Iterator[None]:
+    """Programs that start as they do for everybody: each has a seed of its own for the hashes of texts."""
+    nursery, Program.nursery = Program.nursery, None
+    yield
+    Program.nursery = nursery
