@@ -29,7 +29,7 @@ SECONDS = 120.0
 
 def measure(internet: Internet, codec: str) -> Row:
     """Bytes per peer and outer step, sent: of rounds, of all streams, and on the wire."""
-    rules = {"inner_steps": INNER_STEPS, "codec": codec, "min_group_size": PEERS, "max_group_size": PEERS}
+    rules: Row = {"inner_steps": INNER_STEPS, "codec": codec, "min_group_size": PEERS, "max_group_size": PEERS}
     with PacedSwarm(internet, manifest(**rules), [STEP_SECONDS] * PEERS) as swarm:
         swarm.commits_until(1, SECONDS)
         before = internet.counts()
