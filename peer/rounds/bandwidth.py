@@ -1,8 +1,9 @@
 """How fast peers send and receive, as seen in real rounds, and parts that suit it. Pure, with the clock passed in.
 
-Every member times what arrives from each groupmate during an exchange and tells the leader of the next attempt. The
-sum over the receivers is how fast a peer sends: what others saw, not what it says of itself. The sum over the senders
-is how fast it receives.
+At every eighth outer step contributions do not wait for the mean (``lead.py``), so that each link shows what it can do,
+and every reducer times what arrives from each groupmate. It tells the leaders of later attempts. The sum over the
+receivers is how fast a peer sends: what others saw, not what it says of itself. The sum over the senders is how fast it
+receives.
 """
 
 from __future__ import annotations
@@ -17,12 +18,20 @@ LEAST_BYTES = 1 << 18
 """Less than this says more of the latency than of the rate."""
 LEAST_SECONDS = 0.05
 MOST_RATE_BYTES = 1 << 40
+TIMED_EVERY = 8
 _MEMORY = 0.5
-"""Weight of the newest round; older ones fade."""
-ALIKE = 1.25
+"""Weight of the newest timing; older ones fade."""
+_FORGOTTEN_AFTER = 8
+"""Timings without news of a peer: who reduces nothing is sent nothing, and may have a better link by now."""
+ALIKE = 1.5
 """Rates within this factor of each other are one rate: parts should not follow the noise."""
 _MOST_RATIO = 16.0
 """No rate counts for more than so many times the median: the largest part that a lie about others can bring."""
+
+
+def is_timed(outer_step: int) -> bool:
+    """Whether the exchange after ``outer_step`` is one that shows how fast links are."""
+    return outer_step % TIMED_EVERY == 0
 
 
 @dataclass
@@ -59,16 +68,23 @@ class Flows:
 
 
 class Observed:
-    """Rates of arrival from each peer over the last rounds, in bytes per second. Kept while the peer runs."""
+    """Rates of arrival from each peer over the last timings, in bytes per second. Kept while the peer runs."""
 
     def __init__(self) -> None:
         self._rates: dict[PeerId, float] = {}
+        self._learned_at: dict[PeerId, int] = {}
+        self._timings = 0
 
     def learn(self, flows: Flows) -> None:
-        """An exchange is over."""
+        """A timed exchange is over."""
+        self._timings += 1
         for peer, rate in flows.rates().items():
             known = self._rates.get(peer, rate)
             self._rates[peer] = known + _MEMORY * (rate - known)
+            self._learned_at[peer] = self._timings
+        for peer, learned_at in list(self._learned_at.items()):
+            if self._timings - learned_at >= _FORGOTTEN_AFTER:
+                del self._rates[peer], self._learned_at[peer]
 
     def told(self, peers: Sequence[PeerId]) -> dict[PeerId, int]:
         """What to tell a leader of ``peers``: whole bytes per second, at least 1."""

@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 
+from peer.rounds.bandwidth import is_timed
 from peer.rounds.codec import CodecError
 from peer.rounds.context import Context, RoundError
 from peer.rounds.gates import check_values
+from peer.rounds.lead import Lead
 from peer.rounds.messages import PART_PROTOCOL, Again, Chunk, Denied, Group, MeanChunk, MeanEnd, Part
 from peer.rounds.partition import chunks, partition
 from peer.rounds.reduction import Reduction
@@ -81,6 +83,9 @@ class Exchange:
         )
         self._unscattered = set(self._parts)
         self._encoded: dict[PeerId, int] = {}  # chunks of each part that are past needing our values
+        lift_at = 0.0 if is_timed(outer_step) else time.monotonic() + deadlines.exchange / 3
+        self._leads = {reducer: Lead(lift_at) for reducer in self._parts}
+        self._progress = asyncio.Event()
         self._total = 0
         self._trades: dict[asyncio.Task[float], PeerId] = {}
 
@@ -228,10 +233,22 @@ class Exchange:
             for index, chunk in enumerate(chunks(self._parts[reducer])):
                 payload = await self.workshop.work(partial(self._encode, chunk))
                 self._encoded[reducer] = index + 1
+                await self._turn(reducer, index, len(payload))
                 await channel.send(Chunk(index=index), payload)
         self._unscattered.discard(reducer)
         if not self._unscattered:
             await self._context.listener.reached(Stage.SCATTERED, self.outer_step)
+
+    async def _turn(self, reducer: PeerId, index: int, size_bytes: int) -> None:
+        """Waits until a chunk does not run too far ahead of the mean."""
+        lead, silence = self._leads[reducer], self._context.deadlines.silence
+        while lead.too_far(index, size_bytes, time.monotonic()):
+            self._progress.clear()
+            left = min(silence, lead.lift_at - time.monotonic())
+            try:
+                await within(self._progress.wait(), max(0.0, left))
+            except asyncio.TimeoutError:
+                lead.lifted = True
 
     def _encode(self, chunk: slice) -> bytes:
         codec, values = self._context.codec, self._vector[chunk]
@@ -256,6 +273,8 @@ class Exchange:
             if isinstance(message, Denied):
                 raise WireError("denied", message.reason)
             if isinstance(message, Again):
+                self._leads[reducer].lifted = True  # the reducer needs all contributions first
+                self._progress.set()
                 return None
             if isinstance(message, MeanEnd) and index == len(parts):
                 return message.square_norm
@@ -263,7 +282,8 @@ class Exchange:
                 raise WireError("malformed", "a chunk out of order")
             if ours and self._encoded.get(reducer, 0) <= index:
                 raise WireError("malformed", "a mean without our values")  # which it would overwrite
-            self.workshop.flows.arrived(reducer, len(payload), time.monotonic())
+            self._leads[reducer].came_back(index, len(payload), time.monotonic())
+            self._progress.set()
             if await self.workshop.work(partial(self._decode, parts[index], payload)):
                 raise WireError("malformed", "a mean that is not finite")
         return None

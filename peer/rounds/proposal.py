@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from peer.rounds.bandwidth import is_timed
 from peer.rounds.context import RoundError
 from peer.rounds.exchange import Exchange, Mean
 from peer.rounds.messages import Committed, Failed, Group, Include, Proceed, Received
@@ -98,7 +99,8 @@ class Proposal:
             exchange.abandon()
             raise
         finally:
-            self._rounds.observed.learn(exchange.workshop.flows)
+            if is_timed(exchange.outer_step):
+                self._rounds.observed.learn(exchange.workshop.flows)
             self.codec_seconds = exchange.workshop.codec_seconds
         pending = await self._context.ledger.propose(mean.values, mean.square_norm)
         weights = {member.peer_id: member.examples for member in group.members}

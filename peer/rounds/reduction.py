@@ -78,6 +78,8 @@ class Reduction:
         self._ahead: asyncio.Task[None] | None = None
         if self._contributors:
             self._ahead = context.spawn(self._reduce(self._edition, self._contributors))
+        else:
+            self.report.set_result(Report({}, {}))  # nobody to wait for
 
     def _new_edition(self) -> Edition:
         return Edition(len(self._chunks), torch.zeros(self._length) if self._context.error_feedback else None)
@@ -95,8 +97,6 @@ class Reduction:
             await within(asyncio.shield(self.report), self._remaining())
         for peer in self._waiting():
             self._settle(peer, "deadline")
-        if not self.report.done():  # nobody has anything to contribute
-            self.report.set_result(Report(self._refused, self._norms))
         return self.report.result()
 
     def _waiting(self) -> list[PeerId]:
@@ -110,9 +110,8 @@ class Reduction:
             self._refused[sender] = reason
             self._norms.pop(sender, None)
             self._received.pop(sender, None)
-            if self._ahead is not None:  # its hope is gone; what it has sent is void when the verdict comes
-                self._ahead.cancel()
-                self._ahead = None
+            if self._ahead is not None:  # its hope is gone
+                self._begin_again()
             self._context.listener.refused(sender, reason)
         if not self._waiting() and not self.report.done():
             self.report.set_result(Report(dict(self._refused), dict(self._norms)))
@@ -200,12 +199,18 @@ class Reduction:
         """The verdict, for one who lacks none of them: the mean is over these."""
         counted = [peer for peer in peers if self._weights[peer]]
         self._confirmed.set()
-        if self._ahead is None or counted != self._contributors:
-            if self._ahead is not None:
-                self._ahead.cancel()
-            void, self._edition = self._edition, self._new_edition()
-            void.void()
+        if self._ahead is not None and counted != self._contributors:
+            self._begin_again()
+        if self._ahead is None:
             self._context.spawn(self._reduce(self._edition, counted))
+
+    def _begin_again(self) -> None:
+        """What was sent of the mean is void; what it is over, the verdict says."""
+        if self._ahead is not None:
+            self._ahead.cancel()
+            self._ahead = None
+        void, self._edition = self._edition, self._new_edition()
+        void.void()
 
     async def _reduce(self, edition: Edition, peers: Sequence[PeerId]) -> None:
         """Computes and encodes the mean over ``peers``, chunk by chunk, for whoever waits in ``_return_mean``."""

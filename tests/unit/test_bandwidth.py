@@ -54,7 +54,7 @@ def test_no_other_division_is_faster(rates: list[float], data: st.DataObject) ->
 def test_one_slow_link_reduces_nothing_and_a_slower_one_less() -> None:
     rates = {PEERS[0]: 10.0, PEERS[1]: 100.0, PEERS[2]: 100.0, PEERS[3]: 100.0}
     assert divide(999, PEERS[:4], 4, rates) == {PEERS[0]: 0, PEERS[1]: 333, PEERS[2]: 333, PEERS[3]: 333}
-    rates[PEERS[0]] = 70.0
+    rates[PEERS[0]] = 65.0
     lengths = divide(1000, PEERS[:4], 4, rates)
     assert 0 < lengths[PEERS[0]] < 250 < lengths[PEERS[1]]
 
@@ -102,11 +102,20 @@ def test_flows_are_timed_from_the_first_message_to_the_last() -> None:
     assert observed.told(["fast", "little", "never"]) == {"fast": LEAST_BYTES}
 
 
-def test_older_rounds_fade() -> None:
+def timing(peer: str, rate: int) -> Flows:
+    flows = Flows()
+    flows.arrived(peer, 0, 0.0)
+    flows.arrived(peer, rate, 1.0)
+    return flows
+
+
+def test_older_timings_fade_and_are_forgotten() -> None:
     observed = Observed()
-    for rate in (1.0, 3.0):
-        flows = Flows()
-        flows.arrived("one", 0, 0.0)
-        flows.arrived("one", int(rate * 10**6), 1.0)
-        observed.learn(flows)
+    observed.learn(timing("one", 10**6))
+    observed.learn(timing("one", 3 * 10**6))
     assert observed.told(["one"]) == {"one": 2 * 10**6}
+    for _ in range(7):
+        observed.learn(timing("other", 10**6))
+    assert observed.told(["one"]) == {"one": 2 * 10**6}
+    observed.learn(timing("other", 10**6))
+    assert observed.told(["one", "other"]) == {"other": 10**6}

@@ -15,25 +15,7 @@ from peer.rounds.codec.interface import Codec, CodecError
 from peer.rounds.codec.scales import SCALE_BYTES, read_scales, round_scales, write_scales
 
 ROW_VALUES = 4096
-DENSITY = 64
-"""One value in so many is kept: 64 of a row, and of a shorter last row its length over this, rounded up."""
-_LOW_BITS = 6  # DENSITY is 2**6: k indices below 64 k have k upper parts, and 2 k bits hold them in unary
 Bytes = NDArray[np.uint8]
-
-
-def kept(values: int) -> int:
-    """How many of a row of ``values`` are kept."""
-    return -(-values // DENSITY)
-
-
-def _sections(k: int) -> list[int]:
-    """Bytes of a row: two scales, the upper parts of the indices, the lower parts, the values."""
-    return [2 * SCALE_BYTES, -(-2 * k // 8), -(-_LOW_BITS * k // 8), -(-2 * k // 8)]
-
-
-def row_bytes(values: int) -> int:
-    """The size of an encoded row of ``values``."""
-    return sum(_sections(kept(values)))
 
 
 def _pack(bits: NDArray[np.uint8]) -> Bytes:
@@ -66,54 +48,20 @@ def _two_magnitudes(magnitudes: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
     return round_scales(scales), larger
 
 
-def _encode_rows(rows: torch.Tensor) -> Bytes:
-    """uint8 [rows, row_bytes(values)] of float32 [rows, values]."""
-    k = kept(rows.shape[1])
-    indices = rows.abs().topk(k, dim=1, sorted=False).indices.sort(dim=1).values
-    values = rows.gather(1, indices)
-    scales, larger = _two_magnitudes(values.abs())
-    sized = torch.where(larger, scales[:, :1], scales[:, 1:])
-    negative = (values < 0) & (sized > 0)
-    codes = torch.stack([negative, larger], dim=2).flatten(1).to(torch.uint8).numpy()
-
-    at = indices.numpy()
-    upper = np.zeros((len(at), 2 * k), np.uint8)
-    np.put_along_axis(upper, (at >> _LOW_BITS) + np.arange(k), 1, axis=1)
-    lower = (at[:, :, None] >> np.arange(_LOW_BITS) & 1).astype(np.uint8).reshape(len(at), -1)
-    return np.concatenate([write_scales(scales).view(np.uint8), _pack(upper), _pack(lower), _pack(codes)], axis=1)
-
-
-def _decode_rows(packed: Bytes, values: int) -> NDArray[np.float32]:
-    """float32 [rows, values] of uint8 [rows, row_bytes(values)]. Raises CodecError."""
-    k, rows = kept(values), len(packed)
-    edges = np.cumsum(_sections(k))[:-1]
-    written, upper, lower, codes = np.split(packed, edges, axis=1)
-    scales = read_scales(np.ascontiguousarray(written).view("<u2"))
-
-    ones = _unpack(upper, 2 * k)
-    if (ones.sum(axis=1, dtype=np.int64) != k).any():
-        raise CodecError(f"a row with other than {k} indices")
-    high = np.nonzero(ones)[1].reshape(rows, k) - np.arange(k)
-    low = _unpack(lower, _LOW_BITS * k).reshape(rows, k, _LOW_BITS) @ (1 << np.arange(_LOW_BITS))
-    indices = (high << _LOW_BITS) + low
-    if (indices >= values).any() or (np.diff(indices, axis=1) <= 0).any():
-        raise CodecError("indices that do not increase, or beyond the row")
-
-    negative, larger = np.moveaxis(_unpack(codes, 2 * k).reshape(rows, k, 2), 2, 0)
-    sized = np.where(larger, scales[:, :1], scales[:, 1:])
-    decoded = np.zeros((rows, values), np.float32)
-    np.put_along_axis(decoded, indices, np.where(negative, -sized, sized), axis=1)
-    return decoded
-
-
 class SparseCodec:
     """Top 64 of 4096, two bits for each.
 
     Of a row with these values kept, the decoded ones are the nearest that two magnitudes allow, but for the rounding
     of the two (2**-8 of each, or 2**-127). What is not kept decodes to 0.
+
+    low_bits: one value in 2**low_bits is kept, of a shorter last row rounded up. The bytes do not tell.
     """
 
     name = "sparse"
+
+    def __init__(self, low_bits: int = 6):
+        # k indices below k * 2**low_bits have k upper parts, and 2 k bits hold them in unary
+        self._low_bits = low_bits
 
     @property
     def for_mean(self) -> Codec:
@@ -125,9 +73,9 @@ class SparseCodec:
         whole = len(values) // ROW_VALUES * ROW_VALUES
         payload = b""
         if whole:
-            payload += _encode_rows(values[:whole].view(-1, ROW_VALUES)).tobytes()
+            payload += self._encode_rows(values[:whole].view(-1, ROW_VALUES)).tobytes()
         if whole < len(values):
-            payload += _encode_rows(values[whole:].view(1, -1)).tobytes()
+            payload += self._encode_rows(values[whole:].view(1, -1)).tobytes()
         return payload
 
     def decode(self, payload: bytes, count: int) -> torch.Tensor:
@@ -136,15 +84,63 @@ class SparseCodec:
             raise CodecError(f"{len(payload)} bytes are not {count} sparse values")
         rows, rest = divmod(count, ROW_VALUES)
         received = np.frombuffer(payload, np.uint8)
-        edge = rows * row_bytes(ROW_VALUES)
+        edge = rows * self._row_bytes(ROW_VALUES)
         decoded = [np.empty(0, np.float32)]
         if rows:
-            decoded.append(_decode_rows(received[:edge].reshape(rows, -1), ROW_VALUES).reshape(-1))
+            decoded.append(self._decode_rows(received[:edge].reshape(rows, -1), ROW_VALUES).reshape(-1))
         if rest:
-            decoded.append(_decode_rows(received[edge:].reshape(1, -1), rest).reshape(-1))
+            decoded.append(self._decode_rows(received[edge:].reshape(1, -1), rest).reshape(-1))
         return torch.from_numpy(np.concatenate(decoded))
 
     def max_bytes(self, count: int) -> int:
         """See Codec. Every encoding has this size."""
         rows, rest = divmod(count, ROW_VALUES)
-        return rows * row_bytes(ROW_VALUES) + (row_bytes(rest) if rest else 0)
+        return rows * self._row_bytes(ROW_VALUES) + (self._row_bytes(rest) if rest else 0)
+
+    def _kept(self, values: int) -> int:
+        """How many of a row of ``values`` are kept."""
+        return -(-values >> self._low_bits)
+
+    def _sections(self, k: int) -> list[int]:
+        """Bytes of a row: two scales, the upper parts of the indices, the lower parts, the values."""
+        return [2 * SCALE_BYTES, -(-2 * k // 8), -(-self._low_bits * k // 8), -(-2 * k // 8)]
+
+    def _row_bytes(self, values: int) -> int:
+        return sum(self._sections(self._kept(values)))
+
+    def _encode_rows(self, rows: torch.Tensor) -> Bytes:
+        """uint8 [rows, bytes of a row] of float32 [rows, values]."""
+        k = self._kept(rows.shape[1])
+        indices = rows.abs().topk(k, dim=1, sorted=False).indices.sort(dim=1).values
+        values = rows.gather(1, indices)
+        scales, larger = _two_magnitudes(values.abs())
+        sized = torch.where(larger, scales[:, :1], scales[:, 1:])
+        negative = (values < 0) & (sized > 0)
+        codes = torch.stack([negative, larger], dim=2).flatten(1).to(torch.uint8).numpy()
+
+        at = indices.numpy()
+        upper = np.zeros((len(at), 2 * k), np.uint8)
+        np.put_along_axis(upper, (at >> self._low_bits) + np.arange(k), 1, axis=1)
+        lower = (at[:, :, None] >> np.arange(self._low_bits) & 1).astype(np.uint8).reshape(len(at), -1)
+        return np.concatenate([write_scales(scales).view(np.uint8), _pack(upper), _pack(lower), _pack(codes)], axis=1)
+
+    def _decode_rows(self, packed: Bytes, values: int) -> NDArray[np.float32]:
+        """float32 [rows, values] of uint8 [rows, bytes of a row]. Raises CodecError."""
+        k, rows, low_bits = self._kept(values), len(packed), self._low_bits
+        written, upper, lower, codes = np.split(packed, np.cumsum(self._sections(k))[:-1], axis=1)
+        scales = read_scales(np.ascontiguousarray(written).view("<u2"))
+
+        ones = _unpack(upper, 2 * k)
+        if (ones.sum(axis=1, dtype=np.int64) != k).any():
+            raise CodecError(f"a row with other than {k} indices")
+        high = np.nonzero(ones)[1].reshape(rows, k) - np.arange(k)
+        low = _unpack(lower, low_bits * k).reshape(rows, k, low_bits) @ (1 << np.arange(low_bits))
+        indices = (high << low_bits) + low
+        if (indices >= values).any() or (np.diff(indices, axis=1) <= 0).any():
+            raise CodecError("indices that do not increase, or beyond the row")
+
+        negative, larger = np.moveaxis(_unpack(codes, 2 * k).reshape(rows, k, 2), 2, 0)
+        sized = np.where(larger, scales[:, :1], scales[:, 1:])
+        decoded = np.zeros((rows, values), np.float32)
+        np.put_along_axis(decoded, indices, np.where(negative, -sized, sized), axis=1)
+        return decoded

@@ -1,0 +1,144 @@
+"""What a run learns for the bytes it sends: four peers, equal tokens, many ways to exchange.
+
+    .venv/bin/python -m bench.frontier            # everything that is not in bench/results/frontier.json yet
+    .venv/bin/python -m bench.frontier --tune "updates 10 int8"
+
+One process plays the four peers, with the project's codecs, partition, outer optimizers, data and model. Of every
+family the arms of its grid run for SHORT inner steps on seed 0; the best goes on to LONG steps, and on the other
+seeds. Results are written run by run: stop at any time, and go on later.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.frontier_arms import FAMILIES, Arm, Family
+from bench.frontier_swarm import Swarm, read_examples
+from bench.frontier_training import Gradients, stacked_gradients
+
+RESULTS = Path(__file__).resolve().parent / "results" / "frontier.json"
+STATES = Path("build") / "frontier-states"
+SHORT, LONG, EVERY = 900, 2700, 300
+SEEDS = (0, 1, 2)
+Run = dict[str, Any]
+
+
+def plain(arm: Arm) -> dict[str, Any]:
+    """Its settings as JSON has them."""
+    settings: dict[str, Any] = json.loads(json.dumps(asdict(arm)))
+    return settings
+
+
+DEFAULTS = plain(Arm("updates"))
+
+
+class Results:
+    """The runs so far, in a file that is whole at any time."""
+
+    def __init__(self, path: Path):
+        self._path = path
+        self.data: dict[str, Any] = {"runs": []}
+        if path.exists():
+            self.data = json.loads(path.read_text(encoding="utf-8"))
+
+    def find(self, arm: Arm, seed: int, steps: int) -> Run | None:
+        """The run of this arm, if it reached ``steps``."""
+        settings = plain(arm)
+        for run in self.data["runs"]:
+            if {**DEFAULTS, **run["arm"]} == settings and run["seed"] == seed and str(steps) in run["losses"]:
+                return dict(run)
+        return None
+
+    def put(self, run: Run) -> None:
+        """Keeps ``run`` in place of a shorter one."""
+        run = json.loads(json.dumps(run))
+        same = ("arm", "seed")
+        self.data["runs"] = [old for old in self.data["runs"] if any(old[key] != run[key] for key in same)] + [run]
+        self.data["machine"] = f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+        fresh = self._path.with_suffix(".new")
+        fresh.write_text(json.dumps(self.data, indent=0) + "\n", encoding="utf-8")
+        fresh.replace(self._path)
+
+
+class Runner:
+    """Runs arms that are not in the results yet."""
+
+    def __init__(self, results: Results, gradients: Gradients):
+        self._results, self._gradients = results, gradients
+        self._examples = cache(lambda seed: read_examples(Arm("updates").manifest(seed), LONG))
+
+    def run(self, family: Family, arm: Arm, seed: int, steps: int) -> Run:
+        """The run of ``arm`` to ``steps``, from the results or made now."""
+        found = self._results.find(arm, seed, steps)
+        if found is not None:
+            return found
+        manifest, start = arm.manifest(seed), time.process_time()
+        swarm = Swarm(arm, manifest, self._gradients, self._examples(seed))
+        run: Run = {"family": family.name, "arm": asdict(arm), "seed": seed, "losses": {}}
+        state = STATES / (hashlib.sha256(json.dumps([plain(arm), seed]).encode()).hexdigest()[:16] + ".safetensors")
+        begun = self._results.find(arm, seed, SHORT)
+        if begun is not None and state.exists():  # it went this far when the grid was tried
+            run |= {"losses": begun["losses"], "cpu_seconds": begun.get("cpu_seconds", 0.0)}
+            swarm.load(state)
+        while swarm.inner_steps < steps:
+            swarm.advance(swarm.inner_steps + EVERY)
+            run["losses"][str(swarm.inner_steps)] = swarm.loss()
+            run["bytes_per_token"] = swarm.bytes_per_token
+            if swarm.inner_steps in (SHORT, LONG):
+                run["cpu_seconds"] = run.get("cpu_seconds", 0.0) + time.process_time() - start
+                start = time.process_time()
+                self._results.put(run)
+                swarm.save(state)
+        told = ", ".join(f"{step}: {loss:.4f}" for step, loss in run["losses"].items() if int(step) in (SHORT, LONG))
+        print(
+            f"{time.strftime('%H:%M:%S')} {family.name:32} lr {arm.learning_rate:<7} seed {seed} {told} "
+            f"{run['bytes_per_token']:.2f} B/token {run['cpu_seconds']:.0f} s",
+            flush=True,
+        )
+        return run
+
+    def tune(self, family: Family) -> Arm:
+        """The best of the family's grid."""
+        runs = [(self.run(family, arm, SEEDS[0], SHORT)["losses"][str(SHORT)], arm) for arm in family.grid]
+        return min(runs, key=lambda one: one[0])[1]
+
+
+def chosen(names: list[str]) -> Iterator[Family]:
+    """The families with these names, in this order; all of them for none."""
+    yield from (FAMILIES[name] for name in names or FAMILIES)
+
+
+def main() -> None:
+    """Runs what is asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("families", nargs="*", help="names in bench/frontier_arms.py; all, if none is given")
+    parser.add_argument("--tune", action="store_true", help="only the shorter length, on one seed")
+    parser.add_argument("--first", action="store_true", help="of each grid only the first, not tuned")
+    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    runner = Runner(Results(RESULTS), stacked_gradients(Arm("updates").manifest(0)))
+    for family in chosen(arguments.families):
+        if arguments.first:
+            runner.run(family, family.grid[0], SEEDS[0], SHORT)
+            continue
+        best = runner.tune(family)
+        if not arguments.tune:
+            for seed in SEEDS[: arguments.seeds]:
+                runner.run(family, best, seed, LONG)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The simulator of bench/frontier.py does what real peers do, and counts what they send."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench.frontier_arms import BASE, CODECS_TRIED, FAMILIES, Arm
+from bench.frontier_swarm import PEERS, Exchange, Swarm, read_examples
+from bench.frontier_training import StackedAdamW, stacked_gradients
+from peer.data import open_stream
+from peer.layout import read_parameters
+from peer.optimizers import outer_optimizer
+from peer.rounds.codec import SparseCodec
+from peer.rounds.gates import square_norm
+from peer.tasks import TASKS, build_model
+from peer.training import Trainer
+from swarm.manifest import Manifest
+from swarm.optimizer import Optimizer
+
+FP32_BYTES = 6.0  # of each value, by each of four peers: 3/4 to the others' parts, and its own part to three
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of the bench with data that every machine has, and a smaller model."""
+    text = BASE.read_text(encoding="utf-8")
+    changes = {
+        'source = "text"\npaths = ["build/frontier.jsonl"]': 'source = "stdlib"',
+        "hidden_size = 64": "hidden_size = 16",
+        "intermediate_size = 176": "intermediate_size = 32",
+        "num_hidden_layers = 2": "num_hidden_layers = 1",
+        "examples = 256": "examples = 8",
+    }
+    for old, new in changes.items():
+        assert old in text
+        text = text.replace(old, new)
+    path = tmp_path_factory.mktemp("frontier") / "base.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_stacked_adamw_is_that_of_torch() -> None:
+    settings = Optimizer(optimizer="adamw", learning_rate=0.01, weight_decay=0.1, clip_norm=1.0)
+    torch.manual_seed(0)
+    stacked = torch.randn(3, 50)
+    single = [torch.nn.Parameter(one.clone()) for one in stacked]
+    theirs = [torch.optim.AdamW([one], 0.01, settings.betas, settings.eps, 0.1) for one in single]
+    ours = StackedAdamW(settings, stacked.shape)
+    for step in range(30):
+        gradients = torch.randn(3, 50) * 10.0 ** (step % 3 - 2)  # clipped and not
+        for one, optimizer, gradient in zip(single, theirs, gradients, strict=True):
+            one.grad = gradient.clone()
+            torch.nn.utils.clip_grad_norm_([one], 1.0)
+            optimizer.step()
+        ours.step(stacked, gradients)
+    torch.testing.assert_close(stacked, torch.stack([one.detach() for one in single]))
+
+
+def by_hand(arm: Arm, manifest: Manifest, outer_steps: int) -> torch.Tensor:
+    """What real trainers commit, with exact means."""
+    models = [build_model(manifest) for _ in range(PEERS)]
+    loss, cpu = TASKS[manifest.task].loss, torch.device("cpu")
+    streams = [open_stream(manifest, "", data_shard=f"{index}/{PEERS}") for index in range(PEERS)]
+    trainers = [
+        Trainer(manifest, model, loss, stream, cpu) for model, stream in zip(models, streams, strict=True)
+    ]  # fmt: skip
+    committed, outer = read_parameters(models[0]), outer_optimizer(manifest.outer)
+    slots = {name: torch.zeros_like(committed) for name in outer.slots}
+    for step in range(outer_steps):
+        for trainer in trainers:
+            trainer.load(committed)
+            while not trainer.done:
+                trainer.inner_step()
+        mean = torch.stack([trainer.result().contribution for trainer in trainers]).mean(dim=0)
+        committed, slots = outer.step(committed, slots, mean, square_norm(mean), step)
+    return committed
+
+
+@pytest.mark.parametrize("arm", [Arm("updates", 2, momentum=0.5, outer_rate=0.7), Arm("gradients", 2)])
+def test_the_swarm_commits_what_real_trainers_commit(base: Path, arm: Arm) -> None:
+    manifest = arm.manifest(0, base)
+    swarm = Swarm(arm, manifest, stacked_gradients(manifest, compiled=False), read_examples(manifest, 4))
+    swarm.advance(4)
+    assert swarm.outer_steps == 2
+    torch.testing.assert_close(swarm.committed, by_hand(arm, manifest, 2), rtol=1e-4, atol=1e-5)
+    tokens = 4 * 8 * 64
+    assert swarm.bytes_per_token == pytest.approx(2 * FP32_BYTES * swarm.committed.numel() / tokens)
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        Arm("updates", 2, codec="int4", feedback=0.5, momentum=0.5, overlap=True),
+        Arm("updates", 1, codec="sparse/4", keep=True),
+        Arm("gradients", 2, codec="sparse", feedback=0.95),
+    ],
+)
+def test_a_saved_swarm_goes_on_as_if_nothing_had_been(base: Path, tmp_path: Path, arm: Arm) -> None:
+    manifest = arm.manifest(0, base)
+    gradients, examples = stacked_gradients(manifest, compiled=False), read_examples(manifest, 9)
+    whole, first, second = (Swarm(arm, manifest, gradients, examples) for _ in range(3))
+    whole.advance(9)
+    first.advance(5)
+    first.save(tmp_path / "state")
+    second.load(tmp_path / "state")
+    second.advance(9)
+    assert torch.equal(second.committed, whole.committed)
+    assert second.loss() == whole.loss()
+    assert second.bytes_per_token == whole.bytes_per_token
+
+
+def test_what_is_kept_is_what_the_next_contribution_begins_with(base: Path) -> None:
+    arm = Arm("updates", 1, codec="sparse/4", keep=True)
+    manifest = arm.manifest(0, base)
+    swarm = Swarm(arm, manifest, stacked_gradients(manifest, compiled=False), read_examples(manifest, 3))
+    swarm.advance(3)
+    left_out = swarm.committed - swarm.local
+    assert left_out.count_nonzero() > 0.5 * left_out.numel()
+
+
+def test_an_overlapped_mean_arrives_one_round_late(base: Path) -> None:
+    arm = Arm("updates", 2, overlap=True)
+    manifest = arm.manifest(0, base)
+    swarm = Swarm(arm, manifest, stacked_gradients(manifest, compiled=False), read_examples(manifest, 6))
+    first = swarm.committed.clone()
+    swarm.advance(2)
+    assert torch.equal(swarm.committed, first)
+    handed_in = swarm.local.clone()
+    swarm.advance(3)
+    before = swarm.local.clone()
+    swarm.advance(4)  # the mean of what was handed in at 2
+    torch.testing.assert_close(swarm.committed, handed_in.mean(dim=0))
+    assert swarm.loss() > 0
+    assert not torch.equal(swarm.local, before)
+    # Where they differ from the committed state is the work since the hand-in.
+    torch.testing.assert_close(
+        (swarm.committed - swarm.local).mean(dim=0), handed_in.mean(dim=0) - swarm.local.mean(dim=0)
+    )
+
+
+@pytest.mark.parametrize(("codec", "times"), [("int8", 3.9), ("int4", 7.8), ("sparse", 100.0)])
+def test_bytes_are_as_many_times_fewer_as_promised(codec: str, times: float) -> None:
+    exchange = Exchange(Arm("updates", codec=codec), 117_120)
+    exchange.mean(torch.randn(PEERS, 117_120, generator=torch.manual_seed(0)))
+    assert FP32_BYTES * 117_120 / (sum(exchange.sent_bytes) / PEERS) > times
+
+
+@pytest.mark.parametrize("codec", ["int4", "sparse", "sparse/16"])
+def test_error_feedback_loses_nothing(codec: str) -> None:
+    """With a share of 1 of what was left out, means differ from the true ones by what is still left out."""
+    torch.manual_seed(0)
+    exchange, sent, true = Exchange(Arm("updates", codec=codec, feedback=1.0), 9000), torch.zeros(9000), 0.0
+    for _ in range(5):
+        contributions = torch.randn(PEERS, 9000)
+        true = true + contributions.mean(dim=0)
+        sent += exchange.mean(contributions)
+    torch.testing.assert_close(sent + exchange.left_out.mean(dim=0), true, rtol=1e-4, atol=1e-4)
+
+
+def test_sparse_of_other_densities_costs_what_it_says() -> None:
+    for low_bits, bits in ((2, 6), (3, 7), (4, 8), (5, 9), (6, 10)):
+        assert SparseCodec(low_bits).max_bytes(4096) == 4 + (4096 >> low_bits) * bits / 8
+
+
+def test_every_arm_is_a_manifest() -> None:
+    for family in FAMILIES.values():
+        for arm in family.grid:
+            assert {arm.codec, arm.mean_codec or arm.codec} <= set(CODECS_TRIED)
+            assert arm.manifest(1).seed == 1
