@@ -1,10 +1,9 @@
 """Programs of tests that need not import: they are forked from a process that has imported what they will.
 
 A peer takes five seconds of CPU to import torch, hivemind and transformers, and a tiny one little else. So `Nursery`
-starts one process that does so, and every Python program of a test is a fork of it: a process of its own, with
-its own session, files, command line and end, killed when the tests die. It has one thread when it forks, and nothing
-of a peer in it. Forks share the seed of text hashes, so that whoever tests that order does not matter starts programs
-the other way. Linux only; elsewhere programs start as they always do.
+starts processes that do so, and every Python program of a test is a fork of one: a process of its own, with its own
+session, files, command line and end, killed when the tests die. What forks has one thread, and nothing of a peer in it.
+Linux only; elsewhere programs start as they always do.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,8 @@ from swarm import launcher
 REPOSITORY = Path(__file__).parents[1]
 COMMAND_LINE_BYTES = 16384
 """Room for a fork's command line, which is how tests find who belongs to them."""
+SEEDS = 2
+"""Forks of one process order a set of texts alike, two peers on two machines do not. So they are of several."""
 _ARGUMENT_AREA = slice(45, 47)  # of /proc/self/stat behind the name: arg_start and arg_end, fields 48 and 49 (proc(5))
 _MAX_BYTES = 1 << 20
 
@@ -93,39 +95,41 @@ class Fork:
 
 
 class Nursery:
-    """Starts programs by forks of one process, which starts with the first of them. Leaving it ends that one."""
+    """Starts programs by forks, of ``SEEDS`` processes in turn, which start with the first. Leaving it ends them."""
 
     def __init__(self, imports: str):
-        """imports: what it imports before it forks, as Python."""
+        """imports: what they import before they fork, as Python."""
         self._imports = imports
-        self._server: subprocess.Popen[bytes] | None = None
-        self._requests: socket.socket
+        self._servers: deque[tuple[subprocess.Popen[bytes], socket.socket]] = deque()
 
     def start(self, command: Sequence[str], out: Path, err: Path, environment: Mapping[str, str]) -> Fork:
         """The program ``python -c CODE ARGUMENTS...`` or ``python -m MODULE ...``, its output appended to files.
 
         environment: of the program, but for what is read while modules are imported.
         """
-        if self._server is None:
-            self._begin()
+        if not self._servers:
+            self._servers.extend(self._server() for _ in range(SEEDS))
+        self._servers.rotate()
+        _, requests = self._servers[0]
         ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)  # which keeps messages apart
         request = {"command": list(command), "out": str(out), "err": str(err), "environment": dict(environment)}
-        socket.send_fds(self._requests, [json.dumps(request).encode()], [theirs.fileno()])
+        socket.send_fds(requests, [json.dumps(request).encode()], [theirs.fileno()])
         theirs.close()
         return Fork(int(ours.recv(64)), ours)
 
-    def _begin(self) -> None:
-        self._requests, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
-        self._server = subprocess.Popen(
+    def _server(self) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        ours, theirs = socket.socketpair(type=socket.SOCK_SEQPACKET)
+        server = subprocess.Popen(
             [
                 sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()),
                 sys.executable, "-c", f"{self._imports}; from tests.nursery import main; main({theirs.fileno()})",
                 " " * COMMAND_LINE_BYTES,
             ],
             stdin=subprocess.DEVNULL, cwd=REPOSITORY, start_new_session=True, pass_fds=[theirs.fileno()],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "random"},
         )  # fmt: skip
         theirs.close()
+        return server, ours
 
     def __enter__(self) -> Nursery:
         return self
@@ -133,17 +137,18 @@ class Nursery:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._server is not None:
-            self._requests.close()
-            self._server.kill()
-            self._server.wait()
+        for server, requests in self._servers:
+            requests.close()
+            server.kill()
+            server.wait()
+        self._servers.clear()
 
 
 # -- in the nursery's own process --------------------------------------------------------------------------------------
 
 
 def main(requests: int) -> None:
-    """Forks until the tests close the socket ``requests``; returns never, but becomes the program in each fork."""
+    """Forks until the tests close the socket ``requests``, and becomes the program in each fork."""
     gc.freeze()  # what is there now stays shared with the forks
     woken, wake = os.pipe()
     os.set_blocking(wake, False)

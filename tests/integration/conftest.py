@@ -19,11 +19,3 @@ def _nursery() -> Iterator[None]:
         Program.nursery = nursery if sys.platform == "linux" else None
         yield
         Program.nursery = None
-
-
-@pytest.fixture(scope="module")
-def without_nursery() -> Iterator[None]:
-    """Programs that start as they do for everybody: each has a seed of its own for the hashes of texts."""
-    nursery, Program.nursery = Program.nursery, None
-    yield
-    Program.nursery = nursery

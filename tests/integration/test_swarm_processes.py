@@ -24,10 +24,10 @@ MODES: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.fixture(scope="module")
-def house(without_nursery: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     with House(tmp_path_factory.mktemp("agreement")) as house:
         house.bootstrap("bootstrap")
-        yield house  # without a nursery no two peers order a set of texts alike: agreement must not depend on that
+        yield house
 
 
 @pytest.mark.timeout(600)

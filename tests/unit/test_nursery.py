@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.nursery import Fork, Nursery
+from tests.nursery import SEEDS, Fork, Nursery
 from tests.processes import until
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="a nursery forks, and renames its forks in /proc")
@@ -26,7 +26,7 @@ def nursery() -> Iterator[Nursery]:
 
 def start(nursery: Nursery, folder: Path, code: str, *arguments: str, how: str = "-c") -> Fork:
     command = [sys.executable, how, code, *arguments]
-    return nursery.start(command, folder / "out", folder / "err", {"WHERE": "here", "PATH": os.environ["PATH"]})
+    return nursery.start(command, folder / "out", folder / "err", {"WHERE": "here"})
 
 
 def said(folder: Path) -> str:
@@ -63,3 +63,9 @@ def test_programs_do_not_outlive_their_nursery(tmp_path: Path) -> None:
         until(lambda: said(tmp_path).count("here") == 2, 10, "both are there")
     assert [program.wait() for program in programs] == [-signal.SIGKILL] * 2
     until(lambda: not any(psutil.pid_exists(program.pid) for program in programs), 10, "both are gone")
+
+
+def test_some_programs_order_texts_in_other_ways_than_others(nursery: Nursery, tmp_path: Path) -> None:
+    for _ in range(2 * SEEDS):
+        assert start(nursery, tmp_path, "print(hash('a text'))").wait() == 0
+    assert len(set(said(tmp_path).splitlines())) == SEEDS
