@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test e2e check format clean help
+.PHONY: demo test e2e check bench format clean help
 
 help:  ## this list
 	@grep -hE '^[a-z0-9]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -30,6 +30,14 @@ check: $(READY)  ## ruff, mypy strict, import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
+
+bench: $(READY)  ## measures every table of docs/performance.md; Linux, root, some two hours
+	@set -e; for part in even uplink slow; do $(BIN)/python -m bench.goodput --part $$part; done
+	@$(BIN)/python -m bench.starts
+	@set -e; for part in even steps uplink uneven; do $(BIN)/python -m bench.utilisation --part $$part; done
+	@$(BIN)/python -m bench.bytes
+	@$(BIN)/python -m bench.overhead
+	@$(BIN)/python -m bench.page
 
 format: $(READY)  ## format and mend what can be mended
 	@$(BIN)/ruff format .

@@ -67,7 +67,7 @@ def run_alone(outer_steps: int) -> dict[int, float]:
             trainer.load(parameters)
             while not trainer.done:
                 trainer.inner_step()
-            result = trainer.result()
+            result = trainer.hand_in()
             total += result.contribution.double() * result.examples
             examples += result.examples
         mean = (total / examples).float()

@@ -13,6 +13,7 @@ import threading
 import time
 from concurrent import futures
 from concurrent.futures import Future
+from dataclasses import asdict
 from hashlib import sha256
 from typing import Any
 
@@ -259,6 +260,8 @@ class Peer:
         if not self._shutdown.requested and not rounds.done():
             self._loop.submit(online.hand_in(attempt, self._contribution()))
             self._event(Event.CALLED)
+            if self._manifest.round.overlap:
+                self._work_ahead(rounds)
         self._await(rounds)
         result = rounds.result() if rounds.done() and not rounds.cancelled() else None
         if result is None:
@@ -268,20 +271,31 @@ class Peer:
 
     def _work(self, attempt: Attempt, rounds: Future[RoundResult]) -> None:
         """Inner steps until there are enough, the swarm calls, or the attempt is over without us."""
+        attempt.report(self._trainer.contributed)
+        while not (self._trainer.done or attempt.called.is_set() or self._interrupted(rounds)):
+            self._inner_step()
+            attempt.report(self._trainer.contributed)
+
+    def _work_ahead(self, rounds: Future[RoundResult]) -> None:
+        """Inner steps for the next contribution while the round for this one is under way, but no more than it takes.
+
+        When the commit comes in the middle of them they go on, from the new committed state.
+        """
+        while not (self._trainer.full or self._interrupted(rounds)):
+            self._inner_step()
+
+    def _interrupted(self, rounds: Future[RoundResult]) -> bool:
         assert self._online is not None
-        trainer, watch = self._trainer, self._online.watch
-        attempt.report(trainer.examples)
-        while not (
-            trainer.done or attempt.called.is_set() or rounds.done() or self._shutdown.requested or watch.lagging
-        ):
-            waited, before = self._batches.wait_seconds, trainer.examples
-            trainer.inner_step()
-            attempt.report(trainer.examples)
-            self._metrics.worked(trainer.examples - before, self._batches.wait_seconds - waited)
+        return rounds.done() or self._shutdown.requested or self._online.watch.lagging
+
+    def _inner_step(self) -> None:
+        waited, before = self._batches.wait_seconds, self._trainer.examples
+        self._trainer.inner_step()
+        self._metrics.worked(self._trainer.examples - before, self._batches.wait_seconds - waited)
 
     def _contribution(self) -> LocalResult:
         """Our part of the mean; nothing where it is not finite, as no groupmate would take it."""
-        result = self._trainer.result()
+        result = self._trainer.hand_in()
         reason = check_values(result.contribution) if result.examples else ""
         if not reason and (result.examples == 0 or math.isfinite(result.loss)):
             return result
@@ -289,7 +303,7 @@ class Peer:
         log.warning("local work is not finite and is dropped", examples=result.examples, loss=result.loss)
         self._trainer.forget_inner_state()
         self._trainer.load(self._store.committed.parameters)
-        return LocalResult(result.contribution.zero_(), 0, 0, math.nan)
+        return self._trainer.hand_in()
 
     def _await(self, rounds: Future[RoundResult]) -> None:
         """Waits for the attempt, shows why it has to wait itself, and gives up when the swarm has gone on."""
@@ -348,12 +362,13 @@ class Peer:
             "commit", outer_step=link.outer_step, previous=link.previous, digest=link.digest,
             participants=dict(link.participants), work=link.work, isolated=link.isolated, loss=loss,
             group_size=result.group_size, seconds=round(seconds, 3), refused=dict(result.refused),
+            stages={stage: round(value, 4) for stage, value in asdict(result.times).items()},
         )  # fmt: skip
         log.info(
             "committed", outer_step=link.outer_step, digest=link.digest[:16], group_size=result.group_size,
             loss=round(loss, 4), seconds=round(seconds, 2),
         )  # fmt: skip
-        self._trainer.load(self._store.committed.parameters)
+        self._trainer.commit(self._store.committed.parameters, result.residual)
         if link.outer_step % self._manifest.validation.every == 0 or self._finished:
             self._validate()
         if link.outer_step % self._settings.checkpoint_every == 0:

@@ -158,7 +158,7 @@ class PeerMetrics(NetworkMetrics):
             self._last_commit.set(timestamp)
             if not math.isnan(loss):
                 self._loss.set(loss)
-            for stage in ("group", "exchange", "commit"):
+            for stage in ("group", "exchange", "codec", "commit"):
                 self._round_seconds.labels(stage).observe(getattr(result.times, stage))
 
     def at_step(self, outer_step: int) -> None:

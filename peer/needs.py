@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -9,8 +10,16 @@ if TYPE_CHECKING:
     from swarm.manifest import Manifest
     from swarm.optimizer import Optimizer
 
-CODEC_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 2 / 256, "int4": 0.5 + 2 / 256, "sparse": 84 / 4096}
-"""Bytes for each value on the wire, scales and indices included; headers of messages are under 0.1% of fp32."""
+_CODEC_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 2 / 256, "int4": 0.5 + 2 / 256}
+
+
+def value_bytes(codec: str, keep_one_in: int = 64) -> float:
+    """Bytes for each value on the wire, scales and indices included; headers of messages are under 0.1% of fp32."""
+    if (
+        codec == "sparse"
+    ):  # a row of 4096: two scales; for each kept value 2 bits for its own and 2 + log2 for its index
+        return (4 + 4096 // keep_one_in * (4 + math.log2(keep_one_in)) / 8) / 4096
+    return _CODEC_BYTES[codec]
 
 
 @dataclass(frozen=True)
@@ -49,15 +58,18 @@ def memory(manifest: Manifest, parameters: int) -> Memory:
     size = 4 * parameters
     inner = _slots(manifest.inner) if manifest.inner is not None else 0
     outer = _slots(manifest.outer)
-    # The contribution, what members sent for our part, the mean; two next states; our part of the last two means.
-    parts = int(2 * CODEC_BYTES[manifest.round.codec] * parameters / manifest.round.min_group_size)
+    rules, encoded = manifest.round, int(value_bytes(manifest.round.codec, manifest.round.keep_one_in) * parameters)
+    feedback = {"dropped": 0, "local": size, "feedback": 2 * size}[rules.kept]  # what is left out now, and was before
+    ahead = size if rules.overlap else 0  # where the work that was handed in ended
+    # The contribution, over which the mean is written; what members sent for our part, and our part of two means.
+    exchange = size + encoded + 2 * encoded // rules.min_group_size + feedback + ahead
     return Memory(
         parameters=size,
         gradients=size,
         inner_optimizer=inner * size,
         outer_optimizer=outer * size,
         committed=size,
-        round=3 * size + 2 * (1 + outer) * size + parts,
+        round=exchange + 2 * (1 + outer) * size,  # two next states
     )
 
 
@@ -76,7 +88,7 @@ def in_units(count: int) -> str:
 
 
 def _slots(optimizer: Optimizer) -> int:
-    """Values that the optimizer keeps for each parameter."""
-    if optimizer.optimizer == "adamw":
+    """Values that the optimizer keeps for each parameter; with Muon at most, for its matrices need only one."""
+    if optimizer.optimizer in ("adamw", "muon"):
         return 2
     return 1 if optimizer.momentum > 0 else 0

@@ -21,7 +21,7 @@ from peer.phase import Phase
 from peer.progress import SwarmView
 from peer.rounds.assembly import Terms
 from peer.rounds.attempt import Attempt
-from peer.rounds.codec import CODECS
+from peer.rounds.codec import codec_of
 from peer.rounds.context import Context, Deadlines
 from peer.rounds.rounds import Rounds
 from peer.state.store import Store
@@ -124,13 +124,14 @@ class Online:
             identity=identity,
             network=self.network,
             ledger=self.store,
-            codec=CODECS[rules.codec](),
+            codec=codec_of(rules.codec, rules.keep_one_in),
             terms=terms_of(manifest),
             deadlines=Deadlines(exchange=rules.exchange_seconds, commit=rules.commit_seconds),
             listener=self.metrics,
             max_examples=manifest.max_examples_per_peer,
             max_norm_ratio=rules.max_norm_ratio,
             parameters=self.store.layout.size,
+            residual=rules.kept != "dropped",
         )
         self.rounds = Rounds(context, self.store.commit)
         self.rounds.promised = self.promised

@@ -53,7 +53,7 @@ def view(
         if heavier(claim, head) and live[peer].maddrs:
             by_head[claim].append(peer)
     # Heaviest first; a claim costs a liar nothing, but a download that its links do not bear out is refused.
-    ahead = sorted(by_head, key=lambda one: (one.work, one.outer_step, one.digest), reverse=True)
+    ahead = sorted(by_head, key=lambda one: (-one.work, -one.outer_step, one.digest))  # as ``heavier`` has it
     steps = Counter(record.outer_step for record in live.values())
     reachable = {peer: record.maddrs for peer, record in live.items() if record.maddrs}
     return SwarmView(

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict
-from typing import Protocol
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from peer.inner import inner_optimizer
 from peer.layout import read_gradients, read_parameters, trained, write_parameters
 from peer.optimizers import learning_rate
 from peer.values import Batch, Cursor, LocalResult, LocalWork
 from swarm.manifest import Manifest
-from swarm.optimizer import Optimizer
 
 Loss = Callable[[nn.Module, torch.Tensor], torch.Tensor]
 
@@ -27,27 +27,30 @@ class Batches(Protocol):
         """The next batch; waits for it."""
 
 
-def inner_optimizer(model: nn.Module, settings: Optimizer) -> torch.optim.Optimizer:
-    """A peer's own optimizer for ``updates``; its state stays local (DiLoCo, Douillard et al. 2023)."""
-    parameters = [value for value in model.parameters() if value.requires_grad]
-    if settings.optimizer == "adamw":
-        return torch.optim.AdamW(
-            parameters, settings.learning_rate, settings.betas, settings.eps, settings.weight_decay
-        )
-    return torch.optim.SGD(
-        parameters,
-        settings.learning_rate,
-        momentum=settings.momentum,
-        weight_decay=settings.weight_decay,
-        nesterov=settings.nesterov,
-    )
+@dataclass(frozen=True)
+class Period:
+    """Local work that was handed in and is not committed yet, while the next goes on from it (``overlap``).
+
+    end: float32 [parameters], where it ended. settled: the cursor and the inner optimizer's steps there.
+    """
+
+    end: torch.Tensor
+    examples: int
+    inner_steps: int
+    loss_sum: float
+    settled: tuple[Cursor, int]
 
 
 class Trainer:
     """Works on one model in the caller's thread.
 
     In ``gradients`` mode inner steps add up gradients at the committed parameters; in ``updates`` mode they move
-    the parameters away from them.
+    the parameters away from them. With ``overlap`` they go on moving while a round is under way, and its result is
+    put under what they did meanwhile (CoCoD-SGD, Shen et al. 2019, equation 6).
+
+    What the codec left out of a contribution that counted is not lost. It stays in the local parameters, where local
+    work then begins ("local"), or joins the next contribution ("feedback": Seide et al. 2014; SparseLoCo, Sarfi et
+    al. 2025), as the manifest says.
     """
 
     def __init__(self, manifest: Manifest, model: nn.Module, loss: Loss, batches: Batches, device: torch.device):
@@ -62,17 +65,54 @@ class Trainer:
         self._base = read_parameters(model)
         self._cursor = Cursor()
         self._settled = (self._cursor, 0)
+        self._handed: Period | None = None
+        self._residual: torch.Tensor | None = None
 
     def load(self, parameters: torch.Tensor) -> None:
-        """Starts local work afresh from a committed state, float32 [parameters]."""
+        """Starts afresh from a committed state, float32 [parameters], that is not the next one of ours."""
+        self._handed = self._residual = None
+        self._restart(parameters, parameters)
+
+    def _restart(self, parameters: torch.Tensor, start: torch.Tensor) -> None:
         self._base = parameters
-        write_parameters(self.model, parameters)
+        write_parameters(self.model, start)
         self.model.zero_grad(set_to_none=True)
         self.examples, self.inner_steps, self._loss_sum = 0, 0, 0.0
         self._settled = (self._cursor, self._total_steps)
 
+    def commit(self, parameters: torch.Tensor, residual: torch.Tensor | None) -> None:
+        """Goes on from the next committed state, float32 [parameters], that our contribution led to.
+
+        residual: what the codec left out of it, float32 [parameters]; None when it did not count.
+        """
+        start, handed = parameters, self._handed
+        if self._manifest.round.kept == "local":
+            if residual is not None:
+                start = parameters - residual
+            elif not self.contributed:  # there was nothing to send, and what we kept before is still ours
+                end = read_parameters(self.model) if handed is None else handed.end
+                start = parameters + (end - self._base)
+        elif residual is not None:
+            self._residual = residual
+        self._handed = None
+        if handed is None:
+            self._restart(parameters, start)
+            return
+        write_parameters(self.model, start + (read_parameters(self.model) - handed.end))
+        self._base, self._settled = parameters, handed.settled
+
     @property
     def done(self) -> bool:
+        """Whether there is a contribution: one that was handed in, or all that one peer may do before a round."""
+        return self._handed is not None or self.full
+
+    @property
+    def contributed(self) -> int:
+        """Examples behind the contribution so far."""
+        return self.examples if self._handed is None else self._handed.examples
+
+    @property
+    def full(self) -> bool:
         """Whether this peer has done all that the manifest lets one peer do before a round."""
         wanted = self._manifest.round.inner_steps
         if wanted is not None:
@@ -98,40 +138,62 @@ class Trainer:
     def _update(self, loss: torch.Tensor) -> None:
         settings, inner = self._manifest.inner, self._inner
         assert settings is not None and inner is not None
-        for group in inner.param_groups:
-            group["lr"] = learning_rate(settings, self._total_steps)
-        inner.zero_grad(set_to_none=True)
+        inner.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
         if settings.clip_norm:
             nn.utils.clip_grad_norm_(self.model.parameters(), settings.clip_norm)
-        inner.step()
+        inner.step(learning_rate(settings, self._total_steps))
         self._total_steps += 1
 
-    def result(self) -> LocalResult:
-        """The contribution so far: the mean gradient, or committed - local. A copy."""
+    def hand_in(self) -> LocalResult:
+        """The contribution: the mean gradient, or committed - local, and what the codec left out before. A copy.
+
+        With ``overlap`` it stays the same until ``commit`` or ``load``, whatever is done meanwhile.
+        """
+        if self._manifest.round.overlap:
+            return self._hand_in_ahead()
         if self._gradients:
             contribution = read_gradients(self.model) / max(1, self.examples)
         else:
             contribution = self._base - read_parameters(self.model)
-        loss = self._loss_sum / self.examples if self.examples else math.nan
-        return LocalResult(contribution, self.examples, self.inner_steps, loss)
+        return self._result(contribution, self.examples, self.inner_steps, self._loss_sum)
+
+    def _hand_in_ahead(self) -> LocalResult:
+        if self._handed is None:
+            settled = (self._cursor, self._total_steps)
+            end = read_parameters(self.model)
+            self._handed = Period(end, self.examples, self.inner_steps, self._loss_sum, settled)
+            self.examples, self.inner_steps, self._loss_sum = 0, 0, 0.0
+        handed = self._handed
+        return self._result(self._base - handed.end, handed.examples, handed.inner_steps, handed.loss_sum)
+
+    def _result(self, contribution: torch.Tensor, examples: int, inner_steps: int, loss_sum: float) -> LocalResult:
+        if self._residual is not None and examples:
+            contribution.add_(self._residual, alpha=self._manifest.round.feedback)
+        return LocalResult(contribution, examples, inner_steps, loss_sum / examples if examples else math.nan)
 
     def save_work(self) -> LocalWork:
         """All that ``load_work`` needs to go on from here, in the middle of local work too. Copies."""
         tensors = {"random.cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
-        if self.examples:
+        if self.examples or self._handed is not None or self._manifest.round.kept == "local":
             tensors["work"] = read_gradients(self.model) if self._gradients else read_parameters(self.model)
+        if self._residual is not None:
+            tensors["residual"] = self._residual
         if self._inner is not None:
-            for index, parameter in enumerate(self._inner.param_groups[0]["params"]):
-                for name, value in self._inner.state.get(parameter, {}).items():
-                    if isinstance(value, torch.Tensor):
-                        tensors[f"inner.{index}.{name}"] = value.detach().to("cpu", copy=True)
+            tensors.update({f"inner.{name}": value for name, value in self._inner.tensors().items()})
         facts = {
             "cursor": asdict(self._cursor), "total_steps": self._total_steps, "examples": self.examples,
             "inner_steps": self.inner_steps, "loss_sum": self._loss_sum,
         }  # fmt: skip
+        if self._handed is not None:
+            tensors["handed"] = self._handed.end
+            cursor, steps = self._handed.settled
+            facts["handed"] = {
+                "examples": self._handed.examples, "inner_steps": self._handed.inner_steps,
+                "loss_sum": self._handed.loss_sum, "cursor": asdict(cursor), "total_steps": steps,
+            }  # fmt: skip
         return LocalWork(tensors, facts)
 
     def settled_work(self) -> LocalWork:
@@ -149,30 +211,32 @@ class Trainer:
         facts, tensors = work.facts, work.tensors
         self._cursor, self._total_steps = cursor_of(work), int(facts["total_steps"])
         self._settled = (self._cursor, self._total_steps)
-        self._load_inner_state(tensors)
+        if self._inner is not None:
+            prefix = "inner."
+            inner = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+            self._inner.load(inner)
         if "work" in tensors:
             (self._write_gradients if self._gradients else self._write_parameters)(tensors["work"])
             self.examples, self.inner_steps = int(facts["examples"]), int(facts["inner_steps"])
             self._loss_sum = float(facts["loss_sum"])
+        self._residual = self._fitting(tensors.get("residual"))
+        if "handed" in facts:
+            self._load_handed(self._fitting(tensors["handed"]), facts["handed"])
         if "random.cpu" in tensors:
             torch.set_rng_state(tensors["random.cpu"])
         if "random.cuda" in tensors and self._device.type == "cuda":
             torch.cuda.set_rng_state(tensors["random.cuda"], self._device)
 
-    def _load_inner_state(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        if self._inner is None:
-            return
-        for index, parameter in enumerate(self._inner.param_groups[0]["params"]):
-            prefix = f"inner.{index}."
-            state = {}
-            for name, value in tensors.items():
-                if name.startswith(prefix):
-                    at_parameter = value.to(parameter.device) if value.dim() else value  # torch keeps counters here
-                    if value.dim() and value.shape != parameter.shape:
-                        raise ValueError(f"{name} has the shape {tuple(value.shape)}")
-                    state[name.removeprefix(prefix)] = at_parameter
-            if state:
-                self._inner.state[parameter] = state
+    def _fitting(self, vector: torch.Tensor | None) -> torch.Tensor | None:
+        if vector is not None and (vector.shape != self._base.shape or vector.dtype != torch.float32):
+            raise ValueError(f"a vector of {tuple(vector.shape)} {vector.dtype} in the local work")
+        return vector
+
+    def _load_handed(self, end: torch.Tensor | None, facts: Mapping[str, Any]) -> None:
+        assert end is not None
+        settled = (_cursor(facts["cursor"]), int(facts["total_steps"]))
+        examples, inner_steps = int(facts["examples"]), int(facts["inner_steps"])
+        self._handed = Period(end, examples, inner_steps, float(facts["loss_sum"]), settled)
 
     def _write_parameters(self, flat: torch.Tensor) -> None:
         write_parameters(self.model, flat)
@@ -190,10 +254,16 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, batches: Sequence[torch.Tensor]) -> float:
-        """The mean loss over held-out examples, at the parameters the model holds; nan without examples."""
+        """The mean loss over held-out examples, at the committed parameters; nan without examples."""
+        rules = self._manifest.round
+        ahead = read_parameters(self.model) if rules.overlap or rules.kept == "local" else None
+        if ahead is not None:
+            write_parameters(self.model, self._base)
         self.model.eval()
         total = sum(float(self._loss(self.model, tokens.to(self._device))) * len(tokens) for tokens in batches)
         count = sum(len(tokens) for tokens in batches)
+        if ahead is not None:
+            write_parameters(self.model, ahead)
         return total / count if count else math.nan
 
 
@@ -201,7 +271,11 @@ def cursor_of(work: LocalWork | None) -> Cursor:
     """Where the data goes on; at its beginning where nothing is known."""
     if work is None:
         return Cursor()
-    return Cursor(int(work.facts["cursor"]["shard_number"]), int(work.facts["cursor"]["block"]))
+    return _cursor(work.facts["cursor"])
+
+
+def _cursor(facts: Mapping[str, Any]) -> Cursor:
+    return Cursor(int(facts["shard_number"]), int(facts["block"]))
 
 
 def choose_device(name: str) -> torch.device:

@@ -39,6 +39,7 @@ class LocalResult:
     """What one peer did since the last commit.
 
     contribution: float32 [parameters] on the CPU, flat: the mean gradient, or committed - local (pseudo-gradient).
+    It belongs to the round that it is handed to, which writes the mean over it.
     examples: the weight, in examples. loss: mean training loss over them (nan when there are none).
     """
 
@@ -76,10 +77,11 @@ class Pending:
 
 @dataclass(frozen=True)
 class RoundTimes:
-    """Seconds spent in each stage of a round."""
+    """Seconds spent in each stage of a round. codec: on values, within the exchange, in all threads together."""
 
     group: float = 0.0
     exchange: float = 0.0
+    codec: float = 0.0
     commit: float = 0.0
 
 
@@ -88,7 +90,8 @@ class RoundResult:
     """How one round ended.
 
     committed: whether the outer step advanced. reason: empty on commit, else why not, in one word of
-    docs/metrics.md. refused: peer id -> reason, for contributions left out.
+    docs/metrics.md. refused: peer id -> reason, for contributions left out. residual: with error feedback, what of
+    our contribution the commit lacks, float32 [parameters].
     """
 
     committed: bool
@@ -97,6 +100,7 @@ class RoundResult:
     reason: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
     times: RoundTimes = field(default_factory=RoundTimes)
+    residual: torch.Tensor | None = None
 
 
 class Stage(Enum):

@@ -143,7 +143,10 @@ class Round(Section):
     inner_steps: Count | None = None
     target_batch: Count | None = None
     codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "fp32"
+    keep_one_in: Literal[4, 8, 16, 32, 64] = 64
+    residual: Literal["local", "feedback", "dropped"] | None = None
     error_feedback: Annotated[float, Field(ge=0, lt=1), unsigned] | None = None
+    overlap: Annotated[int, Field(ge=0, le=1)] = 0
     min_group_size: GroupSize = 2
     max_group_size: GroupSize = 64
     max_norm_ratio: Annotated[float, Field(gt=1)] = 20.0
@@ -153,19 +156,40 @@ class Round(Section):
     commit_seconds: Seconds = 60.0
     isolation_seconds: Seconds = 120.0
 
+    def unused(self) -> Mapping[str, str]:
+        return {} if self.codec == "sparse" else {"keep_one_in": "only with codec = 'sparse'"}
+
     def problems(self) -> Iterator[Problem]:
         if (self.inner_steps is None) == (self.target_batch is None):
             yield "inner_steps", "give exactly one of inner_steps and target_batch"
         if self.min_group_size > self.max_group_size:
             limit = self.max_group_size
             yield "min_group_size", f"must be at most max_group_size ({limit}), not {self.min_group_size}"
+        if self.overlap and self.average == "gradients":
+            yield "overlap", "only with average = 'updates': gradients are of the committed parameters"
+
+        if self.error_feedback is not None and self.residual in ("local", "dropped"):
+            yield "error_feedback", "only with residual = 'feedback'"
+        if self.residual == "local" and self.average == "gradients":
+            yield "residual", "'local' is only for average = 'updates': gradients leave the parameters where they are"
+
+    @property
+    def kept(self) -> Literal["local", "feedback", "dropped"]:
+        """What becomes of what the codec left out of a contribution."""
+        if self.residual is not None:
+            return self.residual
+        if self.error_feedback is not None:
+            return "feedback" if self.error_feedback else "dropped"
+        if self.codec != "sparse":
+            return "dropped"
+        return "local" if self.average == "updates" else "feedback"
 
     @property
     def feedback(self) -> float:
-        """How much of what the codec left out joins the next contribution."""
-        if self.error_feedback is not None:
-            return self.error_feedback
-        return 0.95 if self.codec == "sparse" else 0.0
+        """How much of what the codec left out joins the next contribution, where it is kept for that."""
+        if self.kept != "feedback":
+            return 0.0
+        return 0.95 if self.error_feedback is None else self.error_feedback
 
 
 class Validation(Section):
@@ -205,6 +229,8 @@ class Manifest(Section):
                 yield "outer", "is required with round.average = 'gradients'"
         elif self.inner is None:
             yield "inner", "is required with round.average = 'updates'"
+        if self.outer.optimizer == "muon":
+            yield "outer.optimizer", "must be 'adamw' or 'sgd', not 'muon', which is for [inner]"
         target, batch = self.round.target_batch, self.data.batch_size
         if target is not None and target < batch:
             yield "round.target_batch", f"must be at least data.batch_size ({batch}), not {target}"

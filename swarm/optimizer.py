@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from swarm.sections import Beta, NotNegative, Positive, Problem, Section, Share, as_tuple
 
@@ -52,10 +52,18 @@ class Schedule(Section):
         return 1.0 - (1.0 - self.final_ratio) * fallen
 
 
-class Optimizer(Section):
-    """``[inner]``, ``[outer]``: an optimizer and its schedule. ``clip_norm`` 0 is off."""
+MUON_MOMENTUM = 0.95
+"""Muon's own default, with Nesterov's: that of Jordan 2024 and of torch.optim.Muon."""
 
-    optimizer: Literal["adamw", "sgd"]
+
+class Optimizer(Section):
+    """``[inner]``, ``[outer]``: an optimizer and its schedule. ``clip_norm`` 0 is off.
+
+    ``muon`` is for [inner] only: it takes ``momentum`` and ``nesterov`` for the hidden matrices, ``betas`` and ``eps``
+    for AdamW, which has the rest.
+    """
+
+    optimizer: Literal["adamw", "sgd", "muon"]
     learning_rate: Positive
     betas: Annotated[tuple[Beta, Beta], BeforeValidator(as_tuple)] = (0.9, 0.95)
     eps: Positive = 1e-8
@@ -65,11 +73,22 @@ class Optimizer(Section):
     clip_norm: NotNegative = 0.0
     schedule: Schedule = Schedule()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _momentum_of_muon(cls, values: Any) -> Any:
+        """Fills in the defaults that are Muon's own."""
+        if not isinstance(values, dict) or values.get("optimizer") != "muon":
+            return values
+        momentum = values.get("momentum", MUON_MOMENTUM)
+        return {"momentum": momentum, "nesterov": momentum != 0, **values}
+
     def unused(self) -> Mapping[str, str]:
         if self.optimizer == "adamw":
-            return dict.fromkeys(("momentum", "nesterov"), "only with optimizer = 'sgd'")
-        return dict.fromkeys(("betas", "eps"), "only with optimizer = 'adamw'")
+            return dict.fromkeys(("momentum", "nesterov"), "only with optimizer = 'sgd' or 'muon'")
+        if self.optimizer == "sgd":
+            return dict.fromkeys(("betas", "eps"), "only with optimizer = 'adamw' or 'muon'")
+        return {}
 
     def problems(self) -> Iterator[Problem]:
-        if self.optimizer == "sgd" and self.nesterov and self.momentum == 0:
+        if self.optimizer != "adamw" and self.nesterov and self.momentum == 0:
             yield "nesterov", "needs momentum above 0"

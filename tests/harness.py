@@ -110,7 +110,7 @@ class RoundPeer:
         """One attempt with this contribution."""
         attempt = await self.rounds.attempt()
         attempt.report(examples)
-        attempt.finish(LocalResult(contribution, examples, 1, loss))
+        attempt.finish(LocalResult(contribution.clone(), examples, 1, loss))  # the round writes over it
         result = await self.rounds.run(attempt)
         if result.committed:
             self.digests[self.store.head.outer_step] = self.store.head.digest
@@ -153,6 +153,7 @@ class Swarm:
     deadlines: Deadlines = DEADLINES
     max_examples: int = 100_000
     initial: torch.Tensor | None = None
+    residual: bool = False
     peers: list[RoundPeer] = field(default_factory=list)
 
     @property
@@ -193,7 +194,7 @@ class Swarm:
         context = Context(
             run_id=RUN_ID, identity=identity, network=network, ledger=store, codec=codec or CODECS[self.codec](),
             terms=self.terms, deadlines=self.deadlines, listener=recorder, max_examples=self.max_examples,
-            max_norm_ratio=20.0, parameters=self.parameters,
+            max_norm_ratio=20.0, parameters=self.parameters, residual=self.residual,
         )  # fmt: skip
         rounds = Rounds(replace(context, **changes), store.commit)  # type: ignore[arg-type]
         peer = RoundPeer(network, store, rounds, transfer, recorder, transfers)

@@ -12,18 +12,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TextIO, TypeVar
+from typing import Any, ClassVar, TextIO, TypeVar
 
 import httpx
 import psutil
 
 from peer.state.checkpoints import checkpoint_files
 from swarm import launcher
+from tests.nursery import REPOSITORY, Nursery, Process
 
 T = TypeVar("T")
 Json = dict[str, Any]
 
-REPOSITORY = Path(__file__).parents[1]
 LOCAL = "/ip4/127.0.0.1/tcp/0"
 START_SECONDS = 120.0  # importing torch takes seconds, and many on a busy machine
 COMMIT_SECONDS = 90.0
@@ -68,7 +68,10 @@ class Program:
     """A process that writes into files of its ``folder`` and dies with the test.
 
     The folder's name is in its command line and in that of its p2pd: that is how both are found again.
+    nursery: where Python programs are forked that shall not spend their time on imports; None: none is.
     """
+
+    nursery: ClassVar[Nursery | None] = None
 
     def __init__(self, folder: Path, command: Sequence[str]):
         folder.mkdir(parents=True, exist_ok=True)
@@ -77,11 +80,16 @@ class Program:
         self.out, self.err = folder / "stdout", folder / "stderr"
         self._began_at = self.err.stat().st_size if self.err.exists() else 0  # an earlier life has said something
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WAGGLE_")}
+        environment["OMP_NUM_THREADS"] = "1"
+        self.process: Process
+        if self.nursery is not None and command[0] == sys.executable:
+            self.process = self.nursery.start(command, self.out, self.err, environment)
+            return
         with self.out.open("ab") as out, self.err.open("ab") as err:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", launcher.__file__, str(os.getpid()), *command],
                 stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=REPOSITORY, start_new_session=True,
-                env={**environment, "OMP_NUM_THREADS": "1"},
+                env=environment,
             )  # fmt: skip
 
     @property

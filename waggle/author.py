@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,28 +14,60 @@ from swarm.errors import IdentityError, ManifestError, NetworkError, UsageError
 from swarm.files import write_bytes
 from swarm.identity import Identity
 from swarm.invitation import INVITATION_SECONDS, Invitation, invite, read_signature, signature_path, write_signature
-from swarm.manifest import Manifest
+from swarm.manifest import Manifest, Round
+from waggle.advice import Advice, choose
 
 if TYPE_CHECKING:
     from swarm.network import Network
 
-TEMPLATES = ("demo", "text", "hub")
+MAX_WARMUP_STEPS = 500
 
 
-def new(name: str, out: Path, template: str, key: Path) -> Manifest:
-    """Writes a manifest from a template, with the id of the author's key in it; makes the key if it is missing.
+@dataclass(frozen=True)
+class Template:
+    """parameters: of its model, counted here so that it need not be built. horizon: inner steps that suit it."""
+
+    parameters: int
+    horizon: int
+
+
+TEMPLATES = {
+    "demo": Template(parameters=434_944, horizon=2000),
+    "text": Template(parameters=3_279_360, horizon=2000),
+    "hub": Template(parameters=101_569_280, horizon=50_000),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the author expects, in the words of ``advice.choose``."""
+
+    horizon: int
+    uplink_mbit: float
+    peers: int
+    step_seconds: float
+
+
+def template_of(name: str) -> Template:
+    """The template of that name. Raises UsageError."""
+    if name not in TEMPLATES:
+        raise UsageError(f"--template: '{name}' is not there; choose one of {', '.join(TEMPLATES)}")
+    return TEMPLATES[name]
+
+
+def new(name: str, out: Path, template: str, key: Path, plan: Plan) -> tuple[Manifest, Advice]:
+    """Writes a manifest from a template, with rounds that fit the plan and the id of the author's key in it.
+
+    Makes the key if it is missing.
 
     Raises:
-        UsageError: no such template, or ``out`` is there already.
+        UsageError: no such template, ``out`` is there already, or the plan is none.
         ManifestError: ``name`` cannot be a run's, or ``out`` cannot be written.
         IdentityError: the key cannot be read or made.
     """
-    if template not in TEMPLATES:
-        raise UsageError(f"--template: '{template}' is not there; choose one of {', '.join(TEMPLATES)}")
     if out.exists():
         raise UsageError(f"{out} is there already, and is not overwritten: choose another with --out, or remove it")
-    blank = (files("waggle") / "templates" / f"{template}.toml").read_text(encoding="utf-8")
-    blank = blank.replace('"@NAME@"', json.dumps(name, ensure_ascii=False))  # JSON spells a text as TOML does
+    blank, advice = filled(name, template, plan)
     Manifest.from_toml(blank.replace('author = "@AUTHOR@"', ""))  # before a key is made for it
     author = Identity.load_or_create(key)
     text = blank.replace("@AUTHOR@", author.peer_id)
@@ -45,7 +78,38 @@ def new(name: str, out: Path, template: str, key: Path) -> Manifest:
         raise UsageError(f"{out} is there already, and is not overwritten") from error
     except OSError as error:
         raise ManifestError(f"{str(out)!r}: cannot be written ({error.strerror})") from error
-    return manifest
+    return manifest, advice
+
+
+def filled(name: str, template: str, plan: Plan) -> tuple[str, Advice]:
+    """A template with all that it leaves open, but for "@AUTHOR@". Raises UsageError."""
+    parameters = template_of(template).parameters
+    advice = choose(parameters, plan.horizon, plan.uplink_mbit, plan.peers, plan.step_seconds)
+    blank = (files("waggle") / "templates" / f"{template}.toml").read_text(encoding="utf-8")
+    blank = _with_rounds(blank, advice, plan.horizon)
+    return blank.replace('"@NAME@"', json.dumps(name, ensure_ascii=False)), advice  # JSON spells a text as TOML does
+
+
+def _with_rounds(blank: str, advice: Advice, horizon: int) -> str:
+    """A template with its schedule, [outer] and [round] filled in."""
+    cost, outer = advice.cost, advice.outer
+    optimizer = ['optimizer = "sgd"', f"learning_rate = {outer.learning_rate}"]
+    if outer.momentum:
+        optimizer += [f"momentum = {outer.momentum}", f"nesterov = {str(outer.nesterov).lower()}"]
+    else:
+        optimizer[-1] += "               # the mean of the peers' parameters is the new state"
+    lines = [f"# {line}" for line in advice.why]
+    lines += ['average = "updates"', f"inner_steps = {cost.inner_steps}".ljust(34) + "# of each peer, before a round"]
+    lines += [f'codec = "{cost.codec}"']
+    if advice.error_feedback is not None:
+        lines.append(f"error_feedback = {advice.error_feedback}")
+    if cost.overlap:
+        lines.append("overlap = 1".ljust(34) + "# a round runs during the next local work")
+    if cost.phase_seconds != Round.model_fields["exchange_seconds"].default:
+        lines += [f"exchange_seconds = {cost.phase_seconds}", f"commit_seconds = {cost.phase_seconds}"]
+    filled = blank.replace("@OUTER@", "\n".join(optimizer)).replace("@ROUND@", "\n".join(lines))
+    warmup_steps = min(MAX_WARMUP_STEPS, max(1, horizon // 50))
+    return filled.replace("@WARMUP@", str(warmup_steps)).replace("@HORIZON@", str(horizon))
 
 
 def sign(file: Path, key: Path) -> tuple[Invitation, Path]:

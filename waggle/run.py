@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from peer.needs import CODEC_BYTES, in_units, memory
+from peer.needs import in_units, memory, value_bytes
 from swarm.errors import UsageError
 from swarm.programs import new_app
 
@@ -35,13 +36,13 @@ InitialPeers = Annotated[
 AUTHOR_KEY = Path("~/.waggle/author.key")
 
 
-def bytes_per_outer_step(parameters: int, codec: str, group_size: int) -> int:
+def bytes_per_outer_step(parameters: int, codec: str, group_size: int, keep_one_in: int = 64) -> int:
     """What each peer of the group sends, and receives, in one round: 2 (n - 1) / n * size.
 
     The optimum of all-reduce (Patarasuk and Yuan, 2009): a peer sends the n - 1 parts that others reduce,
     and its own reduced part to n - 1 peers.
     """
-    return round(2 * (group_size - 1) * parameters * CODEC_BYTES[codec] / group_size)
+    return round(2 * (group_size - 1) * parameters * value_bytes(codec, keep_one_in) / group_size)
 
 
 def in_words(manifest: Manifest) -> str:
@@ -99,13 +100,28 @@ def new(
     out: Annotated[Path | None, typer.Option(metavar="FILE", help="Where to write it; NAME.toml by default.")] = None,
     template: Annotated[str, typer.Option(metavar="demo|text|hub", help="What it begins as.")] = "demo",
     key: Key = AUTHOR_KEY,
+    horizon: Annotated[int | None, typer.Option(metavar="STEPS", help="Inner steps of each peer in all.")] = None,
+    uplink_mbit: Annotated[float | None, typer.Option(metavar="MBIT", help="Uplink of a slow peer, Mbit/s.")] = None,
+    peers: Annotated[int | None, typer.Option(metavar="COUNT", help="Peers that you expect.")] = None,
+    step_seconds: Annotated[float | None, typer.Option(metavar="SECONDS", help="What an inner step takes.")] = None,
 ) -> None:
-    """Writes a manifest to begin with, and makes the author's key if it is missing."""
+    """Writes a manifest to begin with, and makes the author's key if it is missing.
+
+    How often peers talk, and in which codec, is chosen for the run's length and the peers' link. A terminal is asked
+    for what is not given.
+    """
     from waggle import author
 
+    plan = author.Plan(
+        horizon=_asked(horizon, "inner steps that each peer will make in all", author.template_of(template).horizon),
+        uplink_mbit=_asked(uplink_mbit, "uplink of a slow peer, Mbit/s", 20.0),
+        peers=_asked(peers, "peers that you expect", 4),
+        step_seconds=_asked(step_seconds, "seconds that an inner step takes", 1.0),
+    )
     file, key = out or Path(f"{name}.toml"), key.expanduser()
-    manifest = author.new(name, file, template, key)
+    manifest, advice = author.new(name, file, template, key, plan)
     typer.echo(f"{file} is a run of the author {manifest.author}, whose key is {key}: keep it")
+    typer.echo("; ".join(advice.why))
     typer.echo(f"next: edit it, then waggle run check {file}, waggle run sign {file}")
 
 
@@ -129,6 +145,17 @@ def publish(file: File, initial_peers: InitialPeers = None) -> None:
     author.publish(invitation, maddrs)
     typer.echo(f"published {invitation.run_id} by {invitation.author}")
     typer.echo(author.how_to_join(invitation.run_id, maddrs))
+
+
+N = TypeVar("N", int, float)
+
+
+def _asked(given: N | None, question: str, default: N) -> N:
+    """What was given, or is answered, or the default where nobody can be asked."""
+    if given is not None or not sys.stdin.isatty():
+        return default if given is None else given
+    answer: N = typer.prompt(question, default=default, type=type(default))
+    return answer
 
 
 def _look_up(run_id: str, initial_peers: list[str] | None) -> Invitation:
@@ -181,7 +208,7 @@ def _facts(manifest: Manifest, parameters: int, signed: bool) -> list[tuple[str,
     ]
     sizes = [size for size in GROUP_SIZES if round_.min_group_size <= size <= round_.max_group_size]
     for size in sizes or [round_.min_group_size]:
-        sent = in_units(bytes_per_outer_step(parameters, round_.codec, size))
+        sent = in_units(bytes_per_outer_step(parameters, round_.codec, size, round_.keep_one_in))
         facts.append((f"bytes, {size} peers", f"{sent} sent and as much received by each, per outer step"))
     need = memory(manifest, parameters)
     facts += [
@@ -194,7 +221,7 @@ def _facts(manifest: Manifest, parameters: int, signed: bool) -> list[tuple[str,
 
 
 def _optimizer(optimizer: Optimizer) -> str:
-    name = {"adamw": "AdamW", "sgd": "SGD"}[optimizer.optimizer]
+    name = {"adamw": "AdamW", "sgd": "SGD", "muon": "Muon and AdamW"}[optimizer.optimizer]
     momentum = f", momentum {optimizer.momentum:g}" if optimizer.momentum else ""
     nesterov = " (Nesterov)" if optimizer.nesterov else ""
     schedule = "" if optimizer.schedule.kind == "constant" else f", {optimizer.schedule.kind} schedule"

@@ -14,7 +14,7 @@ import structlog
 import torch
 
 from peer.rounds.assembly import longest_assembly
-from peer.rounds.context import RoundError, compute
+from peer.rounds.context import RoundError
 from peer.rounds.gates import check_shape, check_weight
 from peer.rounds.messages import (
     Aborted,
@@ -34,6 +34,7 @@ from peer.rounds.messages import (
 from peer.rounds.proposal import Proposal
 from peer.rounds.seat import find_seat
 from peer.rounds.verdict import check_ballot, check_finish
+from peer.rounds.workshop import compute
 from peer.values import LocalResult, RoundResult, RoundTimes, Stage
 from swarm.deadline import within
 from swarm.history import Certificate, HistoryError, Link, Vote, check_step
@@ -78,6 +79,8 @@ class Attempt:
         self._leader: PeerId | None = None
         self._alone_at = 0.0
         self._marks: dict[Stage, float] = {}
+        self._codec_seconds = 0.0
+        self._residual: torch.Tensor | None = None
 
     # -- from the training thread ----------------------------------------------------------------------------
 
@@ -131,9 +134,11 @@ class Attempt:
             group_size=self._group_size,
             reason=reason,
             refused=self._refused,
+            residual=self._residual if committed else None,
             times=RoundTimes(
                 group=between(Stage.READY, Stage.GROUPED),
                 exchange=between(Stage.GROUPED, Stage.GATHERED),
+                codec=self._codec_seconds,
                 commit=between(Stage.GATHERED, Stage.COMMITTED),
             ),
         )
@@ -251,9 +256,9 @@ class Attempt:
             self._local = await self._gated(self.work.result())
         await self._reached(Stage.READY)
         promised, accepted = self._rounds.promised, self._rounds.accepted
-        await channel.send(
-            Ready(examples=self._local.examples, promised=promised, accepted=accepted[0] if accepted else None)
-        )
+        rates = self._rounds.observed.told(self._rounds.neighbours)
+        vote = accepted[0] if accepted else None
+        await channel.send(Ready(examples=self._local.examples, promised=promised, accepted=vote, rates=rates))
 
     async def _gated(self, local: LocalResult) -> LocalResult:
         """Our contribution, or one of weight 0 in place of one that the others would have to refuse."""
@@ -289,7 +294,7 @@ class Attempt:
             or (promised is not None and group.ballot.key() <= promised.key())
             or check_ballot(group.ballot, promised)
             or ids != sorted(set(ids))
-            or not any(member.reducer for member in group.members)
+            or sum(member.values for member in group.members) != context.parameters
             or [member.examples for member in ours] != [local.examples if local else None]
             or len(ids) > context.terms.max_group_size
             or (finish is not None and check_finish(finish, self._head, context.run_id, context.max_examples))
@@ -321,7 +326,8 @@ class Attempt:
                 await self._outcome(proposal, None)
             raise
         finally:
-            self._refused = proposal.refused
+            self._refused, self._codec_seconds = proposal.refused, proposal.codec_seconds
+        self._residual = proposal.residual
         self._rounds.accepted = (Accepted(ballot=group.ballot, link=link), pending)
         vote = Vote.sign(self._context.identity, group.ballot, link)
         await channel.send(Voted(link=link, vote=vote))

@@ -78,7 +78,8 @@ class Deadlines:
 class Context:
     """One per peer.
 
-    check: the gate for our own contribution before it is sent.
+    check: the gate for our own contribution before it is sent. residual: whether what a contribution loses on the wire
+    is to be told.
     """
 
     run_id: str
@@ -92,6 +93,7 @@ class Context:
     max_examples: int
     max_norm_ratio: float
     parameters: int
+    residual: bool = False
     check: Callable[[torch.Tensor], str] = check_values
 
     @property
@@ -102,8 +104,3 @@ class Context:
     def spawn(self, coroutine: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """A background task that ends with the network at the latest."""
         return self.network.spawn(coroutine)
-
-
-async def compute(work: Callable[[], T]) -> T:
-    """Runs tensor work off the event loop: torch and numpy release the GIL in it."""
-    return await asyncio.get_running_loop().run_in_executor(None, work)

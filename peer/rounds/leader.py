@@ -16,6 +16,7 @@ import structlog
 
 from peer.rounds.absences import Absences
 from peer.rounds.assembly import Action, Decision, Seat, Table, decide, has_room
+from peer.rounds.bandwidth import divide, link_rates
 from peer.rounds.conduct import Abort, Conduct
 from peer.rounds.context import Context
 from peer.rounds.gates import check_weight
@@ -241,19 +242,21 @@ class Leader:
         accepted = {peer: ready.accepted for peer, ready in readies.items() if ready.accepted is not None}
         forgetful = self._forgetful(isolated=decision.isolated)
         finish = to_finish(accepted, decision.members, self._previous, forgetful)
-        members = [
-            Member(
-                peer_id=peer,
-                maddrs=self._joins[peer].maddrs,
-                examples=ready.examples,
-                reducer=bool(self._joins[peer].maddrs),
-            )
-            for peer, ready in sorted(readies.items())
-        ]
         return Group(
             ballot=ballot,
-            members=members,
+            members=self._group_members(readies),
             isolated=decision.isolated,
             finish=finish[0] if finish else None,
             donors=finish[1] if finish else [],
         )
+
+    def _group_members(self, readies: Mapping[PeerId, Ready]) -> list[Member]:
+        """In the order of peer ids, each with a part that suits its link; those that nobody can dial with none."""
+        maddrs = {peer: self._joins[peer].maddrs for peer in sorted(readies)}
+        rates = link_rates({peer: ready.rates for peer, ready in readies.items()})
+        reducers = [peer for peer, known in maddrs.items() if known]
+        lengths = divide(self._context.parameters, reducers, len(readies), rates) if reducers else {}
+        return [
+            Member(peer_id=peer, maddrs=known, examples=readies[peer].examples, values=lengths.get(peer, 0))
+            for peer, known in maddrs.items()
+        ]

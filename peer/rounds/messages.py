@@ -10,16 +10,20 @@ from typing import Annotated
 
 from pydantic import Field
 
+from peer.rounds.bandwidth import MOST_RATE_BYTES
 from swarm.history import MAX_GROUP_SIZE, Ballot, Certificate, Digest, Examples, Link, PeerIdField, Step, Vote
 from swarm.wire import Message
 
-ROUND_PROTOCOL = "/waggle/1/round"
-PART_PROTOCOL = "/waggle/1/part"
+ROUND_PROTOCOL = "/waggle/2/round"
+PART_PROTOCOL = "/waggle/2/part"
 
 RunId = Annotated[str, Field(max_length=64)]
 Reason = Annotated[str, Field(max_length=32, pattern=r"^[a-z-]*$")]
 Maddrs = Annotated[list[Annotated[str, Field(max_length=256)]], Field(max_length=16)]
 Finite = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Values = Annotated[int, Field(ge=0, lt=1 << 40)]
+Index = Annotated[int, Field(ge=0, lt=1 << 24)]
+Rate = Annotated[int, Field(ge=1, le=MOST_RATE_BYTES)]
 
 
 # -- member -> leader --------------------------------------------------------------------------------------------
@@ -49,11 +53,15 @@ class Accepted(Message):
 
 
 class Ready(Message):
-    """My contribution is complete, with this weight. Reports what I promised and accepted at this outer step."""
+    """My contribution is complete, with this weight. Reports what I promised and accepted at this outer step.
+
+    rates: bytes per second at which values came from others in my last exchanges.
+    """
 
     examples: Examples
     promised: Ballot | None = None
     accepted: Accepted | None = None
+    rates: Annotated[dict[PeerIdField, Rate], Field(max_length=MAX_GROUP_SIZE, default_factory=dict)]
 
 
 class Promised(Message):
@@ -109,12 +117,17 @@ class Call(Message):
 
 
 class Member(Message):
-    """A seat of the group. ``reducer``: it averages a part, so it must be reachable."""
+    """A seat of the group. ``values``: the length of the part that it averages; 0 for one that averages nothing."""
 
     peer_id: PeerIdField
     maddrs: Maddrs
     examples: Examples
-    reducer: bool
+    values: Values
+
+    @property
+    def reducer(self) -> bool:
+        """Whether it averages a part: then it must be reachable."""
+        return self.values > 0
 
 
 class Group(Message):
@@ -165,19 +178,29 @@ class Part(Message):
     outer_step: Step
     ballot: Ballot
     examples: Examples
-    values: Annotated[int, Field(ge=0, lt=1 << 40)]
+    values: Values
 
 
 class Chunk(Message):
-    """Values of a part, encoded, in the payload. Both directions."""
+    """Values of a contribution, encoded, in the payload."""
 
-    index: Annotated[int, Field(ge=0, lt=1 << 24)]
+    index: Index
+
+
+class MeanChunk(Message):
+    """Values of the mean, encoded, in the payload."""
+
+    index: Index
 
 
 class MeanEnd(Message):
     """The mean of this part is complete; the squared norm of it, the same for everyone."""
 
     square_norm: Finite
+
+
+class Again(Message):
+    """The verdict leaves somebody out: what I sent of the mean is void, and it follows from the beginning."""
 
 
 class Denied(Message):

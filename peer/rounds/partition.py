@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
 
-CHUNK_VALUES = 1 << 17
-"""Values per message: 512 KiB of float32, large enough to fill a link and small enough to interleave."""
+CHUNK_VALUES = 1 << 16
+"""Values per message: 256 KiB of float32, large enough to fill a link and small enough for a pipeline."""
 
 
-def partition(values: int, parts: int) -> list[slice]:
-    """Cuts ``values`` into ``parts`` contiguous slices whose lengths differ by at most one. Early ones are longer."""
-    if values < 0 or parts < 1:
-        raise ValueError(f"cannot cut {values} values into {parts} parts")
-    short, longer = divmod(values, parts)
-    edges = [short * index + min(index, longer) for index in range(parts + 1)]
-    return [slice(start, stop) for start, stop in pairwise(edges)]
+def partition(lengths: Sequence[int]) -> list[slice]:
+    """Contiguous slices of these lengths, one after the other."""
+    if any(length < 0 for length in lengths):
+        raise ValueError(f"no part has a length of {min(lengths)}")
+    return [slice(start, stop) for start, stop in pairwise([0, *accumulate(lengths)])]
 
 
 def chunks(part: slice, size: int = CHUNK_VALUES) -> list[slice]:

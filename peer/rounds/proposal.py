@@ -8,10 +8,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 import structlog
-import torch
 
+from peer.rounds.bandwidth import is_timed
 from peer.rounds.context import RoundError
-from peer.rounds.exchange import Exchange
+from peer.rounds.exchange import Exchange, Mean
 from peer.rounds.messages import Committed, Failed, Group, Include, Proceed, Received
 from peer.rounds.verdict import OF_ALL_PARTS, Report
 from peer.values import LocalResult, Pending, Stage
@@ -21,6 +21,8 @@ from swarm.identity import PeerId
 from swarm.wire import Channel, Message, WireError
 
 if TYPE_CHECKING:
+    import torch
+
     from peer.rounds.rounds import Rounds
 
 log = structlog.get_logger(__name__)
@@ -30,7 +32,8 @@ class Proposal:
     """One member's work in one group.
 
     hear: the leader's next message. reached: told of the stages. refused: whose contribution does not count, and
-    why. certificate: of what the others committed before we were done.
+    why. certificate: of what the others committed before we were done. residual: with error feedback, what of our
+    contribution counts only when we bring it again. codec_seconds: spent on values in the exchange.
     """
 
     def __init__(
@@ -43,10 +46,12 @@ class Proposal:
     ):
         self.refused: dict[PeerId, str] = {}
         self.certificate: Certificate | None = None
+        self.residual: torch.Tensor | None = None
+        self.codec_seconds = 0.0
         self._rounds, self._context, self._channel, self._group = rounds, rounds.context, channel, group
         self._hear, self._reached = hear, reached
         self._included: list[PeerId] = []
-        self._mean: tuple[torch.Tensor, float] | None = None
+        self._mean: Mean | None = None
 
     async def give_up(self, error: RoundError) -> None:
         """Tells the leader that it gets no vote from us."""
@@ -89,13 +94,19 @@ class Proposal:
         self._rounds.register(exchange)
         try:
             await self._rounds.connect(group)
-            mean, square_norm = await self._trade(exchange)
+            mean = await self._trade(exchange)
         except BaseException:
             exchange.abandon()
             raise
-        pending = await self._context.ledger.propose(mean, square_norm)
+        finally:
+            if is_timed(exchange.outer_step):
+                self._rounds.observed.learn(exchange.workshop.flows)
+            self.codec_seconds = exchange.workshop.codec_seconds
+        pending = await self._context.ledger.propose(mean.values, mean.square_norm)
         weights = {member.peer_id: member.examples for member in group.members}
         participants = {peer: weights[peer] for peer in self._included}
+        if participants.get(self._context.peer_id):  # else nothing of ours was sent that counted
+            self.residual = mean.residual
         return Link(
             run_id=self._context.run_id,
             outer_step=head.outer_step + 1,
@@ -106,7 +117,7 @@ class Proposal:
             isolated=group.isolated,
         ), pending
 
-    async def _trade(self, exchange: Exchange) -> tuple[torch.Tensor, float]:
+    async def _trade(self, exchange: Exchange) -> Mean:
         """Runs the exchange while the leader's messages are heard.
 
         Who cannot get the mean is still a reducer for the others, until the leader says how it ended: one failure
@@ -159,7 +170,7 @@ class Proposal:
                     self._context.listener.refused(peer, reason)
             await self._reached(Stage.INCLUDED)
 
-    async def _traded(self, trade: asyncio.Future[tuple[torch.Tensor, float]]) -> None:
+    async def _traded(self, trade: asyncio.Future[Mean]) -> None:
         try:
             mean = trade.result()
         except RoundError as error:

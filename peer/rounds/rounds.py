@@ -11,13 +11,14 @@ import structlog
 
 from peer.rounds.absences import Absences
 from peer.rounds.attempt import Attempt
+from peer.rounds.bandwidth import Observed
 from peer.rounds.context import Context
 from peer.rounds.exchange import Exchange
 from peer.rounds.leader import Leader
 from peer.rounds.messages import PART_PROTOCOL, ROUND_PROTOCOL, Accepted, Denied, Group, Join, Member, Part, Refused
 from peer.values import Pending, RoundResult
 from swarm.deadline import within
-from swarm.history import Ballot, Certificate
+from swarm.history import MAX_GROUP_SIZE, Ballot, Certificate
 from swarm.identity import PeerId
 from swarm.wire import StreamChannel
 
@@ -35,11 +36,13 @@ class Rounds:
 
     promised, accepted: what this peer promised and voted for at the outer step after its head. table: the seats of
     the attempt under way. ahead: who refused us because it stands elsewhere: it has what we lack, or we what it lacks.
+    observed: how fast values come from others.
     """
 
     def __init__(self, context: Context, commit: Callable[[Pending, Certificate], None]):
         self.context = context
         self.absences = Absences()
+        self.observed = Observed()
         self.promised: Ballot | None = None
         self.accepted: tuple[Accepted, Pending] | None = None
         self.table: Leader | None = None
@@ -47,6 +50,7 @@ class Rounds:
         self._attempt: Attempt | None = None
         self._commit = commit
         self._view: Mapping[PeerId, Sequence[str]] = {}
+        self._met: set[PeerId] = set()
         self._news = asyncio.Event()
         self._changed = asyncio.Condition()
         self._exchanges: OrderedDict[tuple[int, tuple[int, str]], Exchange] = OrderedDict()
@@ -69,6 +73,14 @@ class Rounds:
         if set(view) != set(self._view):
             self._news.set()
         self._view = dict(view)
+        for peer in view.keys() - self._met:
+            self._met.add(peer)
+            self.context.spawn(self._meet(peer, view[peer]))
+
+    async def _meet(self, peer: PeerId, maddrs: Sequence[str]) -> None:
+        """Connects to a peer that will be a groupmate, so that no round has to wait for it."""
+        if not await self.context.network.dial(peer, maddrs, self.context.deadlines.seat):
+            self._met.discard(peer)  # again when it is seen again
 
     async def attempt(self) -> Attempt:
         """Sets the table for the next outer step and returns our part in it; ``run`` it."""
@@ -122,6 +134,12 @@ class Rounds:
         """Peers at our head that can be dialled, ourselves included if we listen."""
         ours = {self.context.peer_id} if self.context.network.maddrs else set()
         return {*self._view, *ours}
+
+    @property
+    def neighbours(self) -> list[PeerId]:
+        """Whose rates of arrival a leader may want to know: those of the newest link, and who else is at our head."""
+        known = sorted({*(self.context.ledger.participants or ()), *self._view} - {self.context.peer_id})
+        return known[:MAX_GROUP_SIZE]
 
     async def news(self, timeout: float) -> None:
         """Waits for a change of who is there, at most ``timeout`` seconds."""

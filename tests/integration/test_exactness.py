@@ -135,7 +135,7 @@ async def together(
             trainer.load(peer.parameters if start is None else start)
             while trainer.examples < share:
                 trainer.inner_step()
-            result = trainer.result()
+            result = trainer.hand_in()
             contributions[peer.peer_id], examples[peer.peer_id] = result.contribution, result.examples
         results = await made.step(contributions, examples)
         assert all(result.committed and not result.refused for result in results)

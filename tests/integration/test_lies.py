@@ -83,7 +83,13 @@ def out_of_order(group: Group) -> Group:
 
 def nobody_reduces(group: Group) -> Group:
     """Nobody would compute the mean."""
-    return group.model_copy(update={"members": [one.model_copy(update={"reducer": False}) for one in group.members]})
+    return group.model_copy(update={"members": [one.model_copy(update={"values": 0}) for one in group.members]})
+
+
+def parts_too_long(group: Group) -> Group:
+    """They do not add up to the vector."""
+    members = [one.model_copy(update={"values": one.values + 1}) for one in group.members]
+    return group.model_copy(update={"members": members})
 
 
 def finish_nothing(group: Group) -> Group:
@@ -124,6 +130,7 @@ LIES: list[tuple[type[Message], Callable[..., Message]]] = [
     (Group, absurd_weight),
     (Group, out_of_order),
     (Group, nobody_reduces),
+    (Group, parts_too_long),
     (Group, finish_nothing),
     (Include, include_a_stranger),
     (Include, include_nobody_known),

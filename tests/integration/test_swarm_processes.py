@@ -6,6 +6,7 @@ import signal
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import pytest
 from safetensors import safe_open
@@ -15,6 +16,11 @@ from tests.processes import START_SECONDS, House, Json, Peer, manifest, running,
 OUTER_STEPS = 30
 JOINED_AFTER = 5
 KILLED_AFTER = 10
+MODES: dict[str, tuple[str, dict[str, Any]]] = {
+    "gradients": ("gradients", {}),
+    "updates": ("updates", {}),
+    "overlapped": ("updates", {"overlap": 1, "codec": "sparse"}),
+}
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +31,15 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("average", ["gradients", "updates"])
-def test_four_peers_agree_though_one_is_killed_and_one_joins(house: House, average: str) -> None:
-    run = manifest(write_corpus(house.folder / "corpus.txt"), average)
+@pytest.mark.parametrize("mode", MODES)
+def test_four_peers_agree_though_one_is_killed_and_one_joins(house: House, mode: str) -> None:
+    average, rules = MODES[mode]
+    run = manifest(write_corpus(house.folder / "corpus.txt"), average, **rules)
     bootstrap = house.programs[0]
     maddrs = bootstrap.maddrs  # type: ignore[attr-defined]
     names = ["first", "second", "third", "victim", "newcomer"]
     flags = ["--max-outer-steps", str(OUTER_STEPS)]
-    peers = {name: house.hold(f"{average}-{name}", run, *flags, initial_peers=maddrs) for name in names}
+    peers = {name: house.hold(f"{mode}-{name}", run, *flags, initial_peers=maddrs) for name in names}
     victim, newcomer = peers["victim"], peers["newcomer"]
     survivors = [peers["first"], peers["second"], peers["third"]]
     for peer in peers.values():
@@ -51,7 +58,7 @@ def test_four_peers_agree_though_one_is_killed_and_one_joins(house: House, avera
     for peer in (*survivors, newcomer):
         assert peer.wait(START_SECONDS) == 0, peer.words
     again = _first_commits_without(victim_id, killed_at, survivors)
-    print(f"\n{average}: killed at step {victim.outer_step}; the others commit again after {again:.2f} s")
+    print(f"\n{mode}: killed at step {victim.outer_step}; the others commit again after {again:.2f} s")
     _check_digests([*survivors, victim, newcomer])
     _check_validations([*survivors, newcomer])
     for peer in survivors:

@@ -68,6 +68,23 @@ def test_each_template_makes_a_valid_run(folder: Path, template: str) -> None:
     assert len(comments) > 5
 
 
+def test_the_flags_decide_how_often_peers_talk() -> None:
+    told = typed(
+        "new", "mine", "--horizon", "300", "--uplink-mbit", "1000", "--peers", "8", "--step-seconds", "60"
+    )  # fmt: skip
+    assert "chosen for 300 inner steps of 60 s, 8 peers, 1000 Mbit/s up; " in told
+    fast = Manifest.load("mine.toml")
+    assert fast.round.inner_steps == 1
+    told = typed("new", "other", "--uplink-mbit", "0.1")
+    assert "chosen for 2,000 inner steps of 1 s, 4 peers, 0.1 Mbit/s up; " in told, "defaults, for nobody can be asked"
+    assert (Manifest.load("other.toml").round.inner_steps or 0) > 1
+
+
+def test_a_plan_that_cannot_be_is_told_before_anything_is_written(folder: Path) -> None:
+    assert refused(ExitCode.USAGE, "new", "mine", "--peers", "1").startswith("--peers: must be 2 to 64 peers, not 1")
+    assert list(folder.iterdir()) == []
+
+
 def test_from_a_template_to_a_signature(folder: Path) -> None:
     typed("new", "mine", "--key", "keys/me.key", "--out", "runs/mine.toml")
     file = folder / "runs" / "mine.toml"
@@ -133,10 +150,11 @@ def test_nobody_answers(folder: Path) -> None:
         maddr = f"/ip4/127.0.0.1/tcp/{listener.getsockname()[1]}/p2p/{PEER_ID}"
     typed("new", "mine")
     typed("sign", "mine.toml")
-    done = run("-c", WAGGLE, "run", "publish", str(folder / "mine.toml"), "--initial-peers", maddr)
+    impatient = f"import waggle.visit; waggle.visit.JOIN_SECONDS = 2.0; {WAGGLE}"
+    done = run("-c", impatient, "run", "publish", str(folder / "mine.toml"), "--initial-peers", maddr)
     assert (done.returncode, done.stdout) == (ExitCode.NETWORK, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith(f"waggle: none of the initial peers answers within 12 s ({maddr}); is a bootstrap running")
+    assert line.startswith(f"waggle: none of the initial peers answers within 2 s ({maddr}); is a bootstrap running")
 
 
 def test_what_volunteers_are_told() -> None:

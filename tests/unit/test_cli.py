@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import pty
 import signal
 import socket
 import subprocess
@@ -228,3 +229,36 @@ def test_status_asks_the_address_that_is_meant(url: str) -> None:
         show("off", as_json=True)
     with pytest.raises(UsageError, match="is not a URL"):
         fetch("http://[::1")
+
+
+def at_a_terminal(folder: Path, answers: str, *arguments: str) -> str:
+    """What `waggle run new` shows on a terminal where ``answers`` are typed, echo included."""
+    ours, theirs = pty.openpty()
+    try:
+        with subprocess.Popen(
+            [sys.executable, "-c", WAGGLE, "run", "new", "bees", "--key", "me.key", *arguments],
+            stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        ) as child:  # fmt: skip
+            os.write(ours, answers.encode())
+            shown, _ = child.communicate(timeout=60)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert child.returncode == 0, shown
+    return shown
+
+
+def test_a_terminal_is_asked_for_the_horizon_and_the_link(tmp_path: Path) -> None:
+    shown = at_a_terminal(tmp_path, "900\nquick\n50\n\n2\n")
+    for question in ("in all [2000]: ", "Mbit/s [20.0]: ", "expect [4]: ", "takes [1.0]: "):
+        assert question in shown
+    assert shown.count("Mbit/s [20.0]: ") == 2, "what is no number is asked again"
+    assert "chosen for 900 inner steps of 2 s, 4 peers, 50 Mbit/s up" in shown
+
+
+def test_a_terminal_is_not_asked_for_what_is_given(tmp_path: Path) -> None:
+    flags = ["--horizon", "900", "--uplink-mbit", "50", "--step-seconds", "2"]
+    shown = at_a_terminal(tmp_path, "6\n", *flags)
+    assert shown.count("]: ") == 1
+    assert "chosen for 900 inner steps of 2 s, 6 peers, 50 Mbit/s up" in shown

@@ -13,8 +13,18 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from peer.needs import CODEC_BYTES
-from peer.rounds.codec import CODECS, Codec, CodecError, Float16Codec, Float32Codec, Int4Codec, Int8Codec, SparseCodec
+from peer.needs import value_bytes
+from peer.rounds.codec import (
+    CODECS,
+    Codec,
+    CodecError,
+    Float16Codec,
+    Float32Codec,
+    Int4Codec,
+    Int8Codec,
+    SparseCodec,
+    codec_of,
+)
 from peer.rounds.partition import CHUNK_VALUES
 
 LARGEST = float(np.finfo(np.float32).max)
@@ -173,7 +183,15 @@ def test_bytes_and_what_they_decode_to_never_change(codec: Codec) -> None:
 @codecs
 def test_the_bytes_on_the_wire_are_those_that_a_run_is_told_to_cost(codec: Codec) -> None:
     payload = codec.encode(mixed(CHUNK_VALUES))
-    assert len(payload) / CHUNK_VALUES == pytest.approx(CODEC_BYTES[codec.name], rel=1e-4)
+    assert len(payload) / CHUNK_VALUES == pytest.approx(value_bytes(codec.name), rel=1e-4)
+
+
+@pytest.mark.parametrize("keep_one_in", [4, 8, 16, 32, 64])
+def test_a_sparse_codec_keeps_one_in_so_many(keep_one_in: int) -> None:
+    codec, values = codec_of("sparse", keep_one_in), mixed(CHUNK_VALUES)
+    payload = codec.encode(values)
+    assert len(payload) / CHUNK_VALUES == pytest.approx(value_bytes("sparse", keep_one_in), rel=1e-9)
+    assert codec.decode(payload, CHUNK_VALUES).count_nonzero() <= CHUNK_VALUES // keep_one_in
 
 
 @codecs

@@ -33,6 +33,7 @@ GRADIENTS = UPDATES.replace("[inner]", "[outer]").replace('"updates"', '"gradien
 HUB = UPDATES.replace('"stdlib"', '"hub"\ndataset = "org/text"')
 TEXT = UPDATES.replace('"stdlib"', '"text"\npaths = ["*.txt"]')
 SGD = UPDATES.replace('"adamw"', '"sgd"')
+MUON = UPDATES.replace('"adamw"', '"muon"')
 
 
 def refusal(text: str) -> list[str]:
@@ -58,6 +59,23 @@ def test_defaults_are_filled_in() -> None:
     assert manifest.validation.every == 5
     assert Manifest.from_toml(TEXT).data.field == "text"
     assert Manifest.from_toml(HUB).data.split == "train"
+
+
+@pytest.mark.parametrize(
+    ("given", "momentum", "nesterov"),
+    [
+        ("", 0.95, True),
+        ("momentum = 0.5", 0.5, True),
+        ("nesterov = false", 0.95, False),
+        ("momentum = 0", 0.0, False),
+    ],
+)
+def test_muon_has_defaults_of_its_own(given: str, momentum: float, nesterov: bool) -> None:
+    manifest = Manifest.from_toml(edited(MUON, "0.01", f"0.01\n{given}"))
+    assert manifest.inner is not None
+    assert (manifest.inner.momentum, manifest.inner.nesterov) == (momentum, nesterov)
+    assert manifest.inner.betas == (0.9, 0.95), "AdamW has the rest"
+    assert Manifest.from_canonical(manifest.canonical()) == manifest
 
 
 def test_most_examples_of_one_peer() -> None:
@@ -179,11 +197,24 @@ COMBINATIONS = [
         f"{LINEAR}\nschedule.total_steps = 9\nschedule.warmup_steps = 10",
         "outer.schedule.warmup_steps: must be at most total_steps (9), not 10",
     ),
-    (SGD, "0.01", "1\nbetas = [0.9, 0.95]", "inner.betas: only with optimizer = 'adamw'"),
-    (SGD, "0.01", "1\neps = 1e-8", "inner.eps: only with optimizer = 'adamw'"),
-    (UPDATES, "0.01", "1\nmomentum = 0.9", "inner.momentum: only with optimizer = 'sgd'"),
-    (UPDATES, "0.01", "1\nnesterov = false", "inner.nesterov: only with optimizer = 'sgd'"),
+    (SGD, "0.01", "1\nbetas = [0.9, 0.95]", "inner.betas: only with optimizer = 'adamw' or 'muon'"),
+    (SGD, "0.01", "1\neps = 1e-8", "inner.eps: only with optimizer = 'adamw' or 'muon'"),
+    (UPDATES, "0.01", "1\nmomentum = 0.9", "inner.momentum: only with optimizer = 'sgd' or 'muon'"),
+    (UPDATES, "0.01", "1\nnesterov = false", "inner.nesterov: only with optimizer = 'sgd' or 'muon'"),
     (SGD, "0.01", "1\nnesterov = true", "inner.nesterov: needs momentum above 0"),
+    (MUON, "0.01", "1\nmomentum = 0\nnesterov = true", "inner.nesterov: needs momentum above 0"),
+    (
+        GRADIENTS,
+        '"adamw"',
+        '"muon"',
+        "outer.optimizer: must be 'adamw' or 'sgd', not 'muon', which is for [inner]",
+    ),
+    (
+        UPDATES,
+        "[round]",
+        '[outer]\noptimizer = "muon"\nlearning_rate = 1\n[round]',
+        "outer.optimizer: must be 'adamw' or 'sgd', not 'muon', which is for [inner]",
+    ),
     (UPDATES, "inner_steps = 3", "", "round.inner_steps: give exactly one of inner_steps and target_batch"),
     (
         UPDATES,
@@ -221,7 +252,7 @@ def test_refused_in_one_line_that_names_field_and_reason(base: str, old: str, ne
     assert refusal(edited(base, old, new)) == [line]
 
 
-@pytest.mark.parametrize("text", [UPDATES, GRADIENTS, HUB, TEXT, SGD])
+@pytest.mark.parametrize("text", [UPDATES, GRADIENTS, HUB, TEXT, SGD, MUON])
 def test_the_bases_of_those_edits_are_valid(text: str) -> None:
     Manifest.from_toml(text)
 
@@ -230,8 +261,8 @@ def test_every_problem_has_its_line() -> None:
     text = UPDATES.replace("waggle = 1", "waggle = 2").replace("0.01", "1\nmomentum = 0.5\nnesterov = true")
     assert refusal(edited(text, "inner_steps = 3", "max_group_size = 1")) == [
         "waggle: must be 1, the manifest format that this Waggle reads, not 2: take a Waggle that reads it",
-        "inner.momentum: only with optimizer = 'sgd'",
-        "inner.nesterov: only with optimizer = 'sgd'",
+        "inner.momentum: only with optimizer = 'sgd' or 'muon'",
+        "inner.nesterov: only with optimizer = 'sgd' or 'muon'",
         "round.inner_steps: give exactly one of inner_steps and target_batch",
         "round.min_group_size: must be at most max_group_size (1), not 2",
     ]

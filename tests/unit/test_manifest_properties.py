@@ -38,7 +38,7 @@ def schedules() -> st.SearchStrategy[Values]:
     return st.one_of(table({}, kind=st.just("constant"), warmup_steps=st.integers(0, 100)), falling)
 
 
-def optimizers() -> st.SearchStrategy[Values]:
+def optimizers(muon: bool) -> st.SearchStrategy[Values]:
     common = {"weight_decay": POSITIVE, "clip_norm": POSITIVE, "schedule": schedules()}
     adamw = table(
         {"optimizer": st.just("adamw"), "learning_rate": POSITIVE},
@@ -51,7 +51,13 @@ def optimizers() -> st.SearchStrategy[Values]:
     nesterov = table(
         {"optimizer": st.just("sgd"), "learning_rate": POSITIVE, "momentum": momentum, "nesterov": st.booleans()}
     )
-    return st.one_of(adamw, sgd, nesterov)
+    both = table(
+        {"optimizer": st.just("muon"), "learning_rate": POSITIVE},
+        betas=st.just([0.5, 0.5]),
+        momentum=momentum,
+        **common,
+    )
+    return st.one_of(adamw, sgd, nesterov, *([both] if muon else []))
 
 
 def sources() -> st.SearchStrategy[Values]:
@@ -84,7 +90,7 @@ def manifests(draw: st.DrawFn) -> Values:
         ),
         "tokenizer": {"name": draw(st.sampled_from(["bytes", "org/name"]))},
         "data": draw(sources()),
-        "inner" if updates else "outer": draw(optimizers()),
+        "inner" if updates else "outer": draw(optimizers(muon=updates)),
         "round": draw(
             table(
                 {"average": st.just("updates" if updates else "gradients"), **amount},
@@ -97,6 +103,8 @@ def manifests(draw: st.DrawFn) -> Values:
             )
         ),
     }
+    if values["round"].get("codec") == "sparse":
+        values["round"] |= draw(table({}, keep_one_in=st.sampled_from([4, 8, 16, 32, 64])))
     values |= draw(table({}, description=TEXTS, seed=st.integers(0, 2**63 - 1), author=st.sampled_from(PEERS)))
     if draw(st.booleans()):
         values["validation"] = {"fraction": draw(st.floats(0.001, 0.5)), "every": draw(st.integers(1, 100))}

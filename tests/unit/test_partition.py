@@ -15,21 +15,11 @@ def indices(slices: list[slice]) -> list[int]:
     return [index for one in slices for index in range(one.start, one.stop)]
 
 
-@given(st.integers(0, 500), st.integers(1, 70))
-def test_parts_cover_the_vector_and_are_of_one_length_or_the_next(values: int, parts: int) -> None:
-    cut = partition(values, parts)
-    assert len(cut) == parts
-    assert indices(cut) == list(range(values))
-    lengths = [one.stop - one.start for one in cut]
-    assert max(lengths) - min(lengths) <= 1
-    assert lengths == sorted(lengths, reverse=True)
-
-
-@given(st.integers(0, 10**12), st.integers(1, 64))
-def test_large_vectors_are_cut_exactly(values: int, parts: int) -> None:
-    cut = partition(values, parts)
-    assert sum(one.stop - one.start for one in cut) == values
-    assert (cut[0].start, cut[-1].stop) == (0, values)
+@given(st.lists(st.integers(0, 10**12), min_size=1, max_size=64))
+def test_parts_lie_one_after_the_other_and_have_their_lengths(lengths: list[int]) -> None:
+    cut = partition(lengths)
+    assert [one.stop - one.start for one in cut] == lengths
+    assert (cut[0].start, cut[-1].stop) == (0, sum(lengths))
     assert all(one.stop == other.start for one, other in itertools.pairwise(cut))
 
 
@@ -46,7 +36,6 @@ def test_an_empty_part_has_no_chunks_and_a_full_one_has_one() -> None:
     assert chunks(slice(0, CHUNK_VALUES)) == [slice(0, CHUNK_VALUES)]
 
 
-@pytest.mark.parametrize("values, parts", [(-1, 1), (1, 0), (1, -1)])
-def test_what_cannot_be_cut_is_refused(values: int, parts: int) -> None:
-    with pytest.raises(ValueError, match="cannot cut"):
-        partition(values, parts)
+def test_a_negative_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="-1"):
+        partition([2, -1])

@@ -65,6 +65,13 @@ def test_the_heaviest_history_comes_first() -> None:
     assert list(seen(a_record(1, one_ahead, maddrs=[])).ahead) == [], "nobody to download from"
 
 
+def test_of_two_histories_of_one_weight_the_lower_digest_comes_first() -> None:
+    lower, higher = sorted((digest("ours"), digest("theirs")))
+    found = seen(a_record(1, Head(7, higher, 140)), a_record(2, Head(7, lower, 140)))
+    assert heavier(Head(7, lower, 140), Head(7, higher, 140))
+    assert list(found.ahead) == [PEERS[2], PEERS[1]]
+
+
 def test_peers_that_leave_are_not_counted() -> None:
     found = seen(a_record(1, phase="leaving"), a_record(2, phase="stopped"), a_record(3, phase="paused"), a_record(4))
     assert (found.peers, dict(found.phases)) == (2, {"paused": 1, "training": 1})

@@ -200,11 +200,15 @@ def test_all_reduce_costs_each_peer_twice_the_size_but_for_its_own_part() -> Non
 def test_memory_counts_what_the_optimizers_keep() -> None:
     need = memory(manifest(), 1000)
     assert (need.parameters, need.gradients, need.committed) == (4000, 4000, 4000)
-    assert need.round == 12000 + 2 * 8000 + 2000  # three vectors, two next states, two parts in fp16
+    # the contribution and the mean over it; what came for our part and two means of it, in fp16; two next states
+    assert need.round == 4000 + 2000 + 2000 + 2 * 8000
     assert (need.inner_optimizer, need.outer_optimizer) == (0, 4000)  # momentum
-    assert need.total == 16000 + 30000
+    assert need.total == 16000 + 24000
     demo = memory(Manifest.load(ROOT / "runs" / "demo.toml"), 1000)
     assert (demo.inner_optimizer, demo.outer_optimizer) == (8000, 0)  # AdamW; plain SGD
+    muon = Manifest.from_toml((ROOT / "runs" / "demo.toml").read_text().replace('"adamw"', '"muon"'))
+    assert memory(muon, 1000).inner_optimizer == 8000, "at most"
+    assert "with Muon and AdamW at 0.003, momentum 0.95 (Nesterov); when all have" in in_words(muon)
 
 
 def test_show_says_what_the_manifest_means() -> None:

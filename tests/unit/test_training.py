@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import nn
 
+from peer.inner import inner_optimizer
 from peer.layout import read_gradients, read_parameters, write_parameters
 from peer.tasks import TASKS, build_model
-from peer.training import Trainer, choose_device, cursor_of, inner_optimizer, limit_threads
+from peer.training import Trainer, choose_device, cursor_of, limit_threads
 from peer.values import Batch, Cursor
 from swarm.manifest import Manifest
 
@@ -103,7 +104,7 @@ def test_the_contribution_is_the_mean_gradient_of_all_batches_together() -> None
     trainer, examples = a_trainer(manifest)
     before = read_parameters(trainer.model)
     losses = work(trainer, 4)
-    result = trainer.result()
+    result = trainer.hand_in()
     assert (result.examples, result.inner_steps) == (4 * BATCH_SIZE, 4)
     assert result.loss == pytest.approx(sum(losses) / 4, rel=1e-6)
     assert torch.equal(read_parameters(trainer.model), before), "gradients leave the parameters where they are"
@@ -120,15 +121,15 @@ def test_the_contribution_is_the_mean_gradient_of_all_batches_together() -> None
 def test_gradients_of_two_peers_average_to_those_of_one_with_all_the_data() -> None:
     one, _ = a_trainer(a_manifest())
     work(one, 3)
-    both = one.result().contribution * one.examples
+    both = one.hand_in().contribution * one.examples
     rest, _ = a_trainer(a_manifest())
     other, examples = a_trainer(a_manifest())
     for _ in range(3):
         next(examples)  # the other peer's data
     work(other, 1)
-    both += other.result().contribution * other.examples
+    both += other.hand_in().contribution * other.examples
     work(rest, 4)
-    whole = rest.result().contribution
+    whole = rest.hand_in().contribution
     assert float((both / 12 - whole).abs().max()) <= 1e-5 * float(whole.abs().max())
 
 
@@ -138,7 +139,7 @@ def test_loading_starts_afresh() -> None:
     new = read_parameters(trainer.model) * 0.5
     trainer.load(new)
     assert torch.equal(read_parameters(trainer.model), new)
-    result = trainer.result()
+    result = trainer.hand_in()
     assert (result.examples, result.inner_steps) == (0, 0)
     assert math.isnan(result.loss)
     assert torch.equal(result.contribution, torch.zeros_like(new))
@@ -152,7 +153,7 @@ def test_the_contribution_is_what_the_inner_optimizer_moved() -> None:
     trainer, examples = a_trainer(manifest)
     committed = read_parameters(trainer.model)
     work(trainer, 6)
-    result = trainer.result()
+    result = trainer.hand_in()
     local = read_parameters(trainer.model)
     assert torch.equal(result.contribution, committed - local)
     assert float(result.contribution.abs().max()) > 0.0
@@ -181,10 +182,10 @@ def test_the_inner_optimizer_lives_on_after_a_commit() -> None:
     forgetting.forget_inner_state()
     work(with_memory, 1)
     work(forgetting, 1)
-    moved = forgetting.result().contribution.abs()
+    moved = forgetting.hand_in().contribution.abs()
     # The first step of AdamW moves by the learning rate in the direction of the gradient (epsilon aside).
     assert float(moved.max()) == pytest.approx(0.01, rel=1e-3)
-    assert not torch.equal(moved, with_memory.result().contribution.abs())
+    assert not torch.equal(moved, with_memory.hand_in().contribution.abs())
 
 
 def test_the_inner_optimizer_is_the_manifests() -> None:
@@ -193,7 +194,7 @@ def test_the_inner_optimizer_is_the_manifests() -> None:
     assert manifest.inner is not None
     model = nn.Linear(2, 2)
     model.bias.requires_grad_(False)
-    optimizer = inner_optimizer(model, manifest.inner)
+    (optimizer,) = inner_optimizer(model, manifest.inner).parts
     assert isinstance(optimizer, torch.optim.SGD)
     (group,) = optimizer.param_groups
     assert (group["momentum"], group["nesterov"], group["lr"]) == (0.9, True, 0.01)
@@ -209,13 +210,13 @@ def test_a_result_is_a_copy(mode: str) -> None:
     committed = read_parameters(trainer.model)
     trainer.load(committed)
     work(trainer, 1)
-    first = trainer.result().contribution
+    first = trainer.hand_in().contribution
     before = first.clone()
     work(trainer, 1)
     assert torch.equal(first, before), "further work does not change it"
-    second = trainer.result().contribution.clone()
+    second = trainer.hand_in().contribution.clone()
     first.zero_()
-    assert torch.equal(trainer.result().contribution, second), "and it changes nothing of ours"
+    assert torch.equal(trainer.hand_in().contribution, second), "and it changes nothing of ours"
 
 
 @pytest.mark.parametrize("mode", [GRADIENTS, UPDATES], ids=["gradients", "updates"])
@@ -225,7 +226,7 @@ def test_the_committed_state_is_never_written_to(mode: str) -> None:
     before = committed.clone()
     trainer.load(committed)
     work(trainer, 3)
-    trainer.result()
+    trainer.hand_in()
     assert torch.equal(committed, before)
 
 
@@ -251,14 +252,14 @@ def test_a_target_batch_bounds_what_one_peer_does(target: int) -> None:
 def test_validation_measures_and_changes_nothing(mode: str) -> None:
     trainer, examples = a_trainer(a_manifest(mode))
     work(trainer, 1)
-    before, contribution = read_parameters(trainer.model), trainer.result().contribution
+    before, contribution = read_parameters(trainer.model), trainer.hand_in().contribution
     held_out = [next(examples).tokens, next(examples).tokens[:1]]
     loss = trainer.validate(held_out)
     reference = build_model(a_manifest(mode))
     write_parameters(reference, before)
     assert loss == pytest.approx(float(LOSS(reference, torch.cat(held_out)).detach()), rel=1e-5)
     assert torch.equal(read_parameters(trainer.model), before)
-    assert torch.equal(trainer.result().contribution, contribution)
+    assert torch.equal(trainer.hand_in().contribution, contribution)
     assert math.isnan(trainer.validate([]))
     assert not trainer.model.training
     trainer.inner_step()
@@ -268,13 +269,15 @@ def test_validation_measures_and_changes_nothing(mode: str) -> None:
 def test_work_on_equal_data_is_bit_identical() -> None:
     first, second = (a_trainer(a_manifest(UPDATES))[0] for _ in range(2))
     assert work(first, 3) == work(second, 3)
-    assert torch.equal(first.result().contribution, second.result().contribution)
+    assert torch.equal(first.hand_in().contribution, second.hand_in().contribution)
 
 
 # -- where it runs -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mode", [GRADIENTS, UPDATES, UPDATES.replace("adamw", "sgd")])
+@pytest.mark.parametrize(
+    "mode", [GRADIENTS, UPDATES, UPDATES.replace("adamw", "sgd"), UPDATES.replace("adamw", "muon")]
+)
 @pytest.mark.parametrize("done", [0, 3])
 def test_work_that_was_saved_goes_on_bit_for_bit(mode: str, done: int) -> None:
     """Between two outer steps (0) and in the middle of local work (3); with dropout, for the random state counts."""
@@ -297,7 +300,7 @@ def test_work_that_was_saved_goes_on_bit_for_bit(mode: str, done: int) -> None:
         assert cursor_of(saved) == Cursor(0, (5 + done) * BATCH_SIZE)
         assert (second.examples, second.inner_steps) == (done * BATCH_SIZE, done)
         assert [*work(second, 4), float(torch.rand(()))] == rest
-    one, other = whole.result(), second.result()
+    one, other = whole.hand_in(), second.hand_in()
     assert torch.equal(one.contribution, other.contribution)
     assert (one.examples, one.inner_steps, one.loss) == (other.examples, other.inner_steps, other.loss)
 

@@ -22,6 +22,7 @@ __all__ = [
     "Int4Codec",
     "Int8Codec",
     "SparseCodec",
+    "codec_of",
 ]
 
 CODECS: dict[str, Callable[[], Codec]] = {
@@ -32,3 +33,8 @@ CODECS: dict[str, Callable[[], Codec]] = {
     "sparse": SparseCodec,
 }
 """The codecs a manifest may name."""
+
+
+def codec_of(name: str, keep_one_in: int = 64) -> Codec:
+    """The codec of a manifest; a sparse one keeps one value in so many, a power of 2."""
+    return SparseCodec(keep_one_in.bit_length() - 1) if name == "sparse" else CODECS[name]()

@@ -1,0 +1,192 @@
+"""How close to the links' own limit is an all-reduce?
+
+    sudo .venv/bin/python -m bench.goodput --part even          (or uplink, slow; each some 10 minutes)
+
+Real peers, one in each host of an emulated internet, average a vector of 4, 40 and 160 MB by each codec; stock
+hivemind does the same in the same hosts. Seconds count from the first peer that knows its group to the last that has
+the mean, and the floor is what the encoded bytes need on these links (bench/floors.py). Writes
+bench/results/goodput.json, from which bench/page.py makes docs/performance.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from bench.calibrate import CalibrationError, checked
+from bench.floors import encoded_bytes, floor_seconds
+from bench.internet import Internet, InternetError, LinkSpec
+from bench.round_swarm import OURS, STOCK, HangError, RoundSwarm
+from bench.tables import Row, keep, say
+from peer.rounds.codec import CODECS
+
+EVEN = LinkSpec()
+UPLINK = LinkSpec(mbit=100.0, up_mbit=20.0)
+SLOW = LinkSpec(mbit=10.0, up_mbit=10.0)
+ROUND_SECONDS = 240.0
+"""After which a round counts as hung."""
+STOCK_SECONDS = 120.0
+_JOIN_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row of the table. program: ours or stock hivemind."""
+
+    program: str
+    codec: str
+    megabytes: int
+    peers: int
+    rounds: int
+
+
+def even(codecs: Sequence[str], sizes: Sequence[int], swarms: Sequence[int], rounds: int) -> list[Case]:
+    """Every codec, size and number of peers; stock at 4 peers and sizes that it does in time."""
+    cases = []
+    for peers in swarms:
+        for megabytes in sizes:
+            for codec in codecs:
+                cases.append(Case("waggle", codec, megabytes, peers, rounds if megabytes < 100 else 2))
+            if peers == 4 and megabytes <= 40:
+                cases += [Case("hivemind", codec, megabytes, peers, rounds) for codec in codecs if codec in STOCKED]
+    return cases
+
+
+STOCKED = ("fp32", "fp16")
+"""What stock hivemind can send with the numpy of today."""
+
+
+def uneven(codecs: Sequence[str], sizes: Sequence[int], rounds: int) -> list[Case]:
+    """Four peers on links that are not alike."""
+    ours = [Case("waggle", codec, size, 4, rounds) for size in sizes if size < 100 for codec in codecs]
+    return ours + [Case("hivemind", codec, size, 4, rounds) for size in sizes if size == 40 for codec in STOCKED]
+
+
+PARTS: dict[str, list[LinkSpec]] = {
+    "even": [EVEN] * 8,
+    "uplink": [UPLINK] * 4,
+    "slow": [EVEN, EVEN, EVEN, SLOW],
+}
+
+
+def summary(answers: Sequence[Row]) -> Row:
+    """One round of all peers in a few numbers; times in seconds, the rest summed or the worst."""
+    marks = [one["marks"] for one in answers]
+    last = {name: max(mark[name] for mark in marks) for name in marks[0] if all(name in mark for mark in marks)}
+    begin = min(mark["grouped"] for mark in marks)
+    digests = {one["digest"] for one in answers}
+    found: Row = {
+        "seconds": last["gathered"] - begin,
+        "group_seconds": last["grouped"] - last["ready"],
+        "committed": all(one["committed"] for one in answers),
+        "same_digest": len(digests) == 1,
+        "aborts": [reason for one in answers for reason in one["aborts"]],
+    }
+    for name, mark, since in (
+        ("first_byte_seconds", "first_sent", last["ready"]),
+        ("scatter_seconds", "scattered", begin),
+        ("include_seconds", "included", begin),
+        ("commit_seconds", "committed", last["gathered"]),
+        ("whole_seconds", "committed", last["ready"]),
+    ):
+        if mark in last:
+            found[name] = last[mark] - since
+    for name in ("cpu_seconds", "p2pd_cpu_seconds", "codec_seconds"):
+        if name in answers[0]:
+            found[name] = sum(one[name] for one in answers) / len(answers)
+    if "peak_bytes" in answers[0]:
+        found["peak_bytes"] = max(one["peak_bytes"] for one in answers)
+        found["bytes"] = [one["bytes"] for one in answers]
+    return found
+
+
+def measure(internet: Internet, case: Case) -> Row:
+    """The rounds of one case, after one that warms the connections up. A hang ends it and is told."""
+    values = case.megabytes * 250_000
+    contribution, mean = encoded_bytes(case.codec, values)
+    links = internet.links[: case.peers]
+    floor = floor_seconds(contribution, mean, [(link.up_mbit, link.mbit) for link in links])
+    row: Row = {
+        **vars(case), "contribution_bytes": contribution, "mean_bytes": mean, "floor_seconds": floor,
+        "hung": "", "measured": [],
+    }  # fmt: skip
+    stock = case.program == "hivemind"
+    with swarm_of(internet, case.peers, stock) as swarm:
+        try:
+            swarm.start(values, case.codec, deadline_seconds=STOCK_SECONDS if stock else ROUND_SECONDS)
+            swarm.joined(_JOIN_SECONDS)
+            for number in range(case.rounds + 1):
+                before, cpu = internet.counts(), internet.cpu_seconds
+                found = summary(swarm.round(ROUND_SECONDS, work_seconds=3.0 if stock and not number else 1.0))
+                found["router_cpu_seconds"] = internet.cpu_seconds - cpu
+                found["wire_bytes"] = [
+                    after["sent_bytes"] - earlier["sent_bytes"]
+                    for after, earlier in zip(internet.counts(), before, strict=True)
+                ][: case.peers]
+                if number:
+                    row["measured"].append(found)
+                else:
+                    row["warm_up"] = found
+        except HangError as hang:
+            row["hung"] = str(hang)[:500]
+    return row
+
+
+@contextlib.contextmanager
+def swarm_of(internet: Internet, peers: int, stock: bool) -> Iterator[RoundSwarm]:
+    """Ours or stock, in the first hosts."""
+    with RoundSwarm(internet, peers, STOCK if stock else OURS) as swarm:
+        yield swarm
+
+
+def run(part: str, cases: Sequence[Case]) -> Row:
+    """All cases of one part, on a link that was calibrated just before."""
+    with Internet(PARTS[part]) as internet:
+        calibration = checked(internet)
+        rows = []
+        for case in cases:
+            rows.append(measure(internet, case))
+            seconds = [round(one["seconds"], 2) for one in rows[-1]["measured"]]
+            say(case, "floor", round(rows[-1]["floor_seconds"], 2), "seconds", seconds, rows[-1]["hung"][:100])
+        return {"links": [str(link) for link in PARTS[part]], "calibration": calibration, "rows": rows}
+
+
+def names(text: str) -> list[str]:
+    """Words between commas."""
+    return text.split(",")
+
+
+def numbers(text: str) -> list[int]:
+    """Whole numbers between commas."""
+    return [int(word) for word in text.split(",")]
+
+
+def main() -> int:
+    """Measures one part."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--part", choices=list(PARTS), default="even")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--codecs", type=names, default=list(CODECS))
+    parser.add_argument("--sizes", type=numbers, default=[4, 40, 160], help="in MB of float32")
+    parser.add_argument("--peers", type=numbers, default=[2, 4, 8])
+    parser.add_argument("--no-write", action="store_true", help="only print")
+    arguments = parser.parse_args()
+    if arguments.part == "even":
+        cases = even(arguments.codecs, arguments.sizes, arguments.peers, arguments.rounds)
+    else:
+        cases = uneven(arguments.codecs, arguments.sizes, arguments.rounds)
+    try:
+        found = run(arguments.part, cases)
+    except (InternetError, CalibrationError) as error:
+        print(f"bench.goodput: {error}", file=sys.stderr)
+        return 1
+    if not arguments.no_write:
+        keep("goodput", arguments.part, found)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""docs/performance.md from what is kept in bench/results/: for each table its numbers, its command and a chart.
+
+    .venv/bin/python -m bench.page
+
+The programs that measure write the numbers; this one draws them, and can be run again at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.page_rounds import draw_goodput, goodput_section, starts_section
+from bench.page_swarms import bytes_section, draw_utilisation, overhead_section, utilisation_section
+from bench.tables import DOCS, Row, load
+
+PAGE = DOCS / "performance.md"
+INTRODUCTION = """# Performance
+
+Measured on an emulated internet: every peer is a process in a network namespace of its own, behind a link with a rate
+each way, a delay and a queue of 200 ms that drops what it cannot hold (`bench/internet.py`). Before each table plain
+TCP measures the link, and a link that is off makes no table. All hosts share the machine's cores, the router between
+them too. Stock hivemind 1.1.12 runs in the same hosts, in the same run. `make bench` measures all of it again, as
+root on Linux; every section names its own command.
+
+Medians unless said otherwise. Digests: whether all peers held the same one after every commit."""
+
+SECTIONS: dict[str, Callable[[Row], str]] = {
+    "goodput": goodput_section,
+    "starts": starts_section,
+    "utilisation": utilisation_section,
+    "bytes": bytes_section,
+    "overhead": overhead_section,
+}
+CHARTS: dict[str, Callable[[Row, str], None]] = {
+    "goodput": draw_goodput,
+    "utilisation": draw_utilisation,
+}
+
+
+def render() -> None:
+    """Makes the page of the numbers that are kept."""
+    parts = [INTRODUCTION]
+    for name, section in SECTIONS.items():
+        found = load(name)
+        if found is None:
+            continue
+        parts.append(section(found))
+        if name in CHARTS:
+            picture = f"performance-{name}.png"
+            CHARTS[name](found, str(DOCS / picture))
+            parts.append(f"![{name}]({picture})")
+    parts += frontier()
+    PAGE.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def frontier() -> list[str]:
+    """Loss over bytes per token, once bench/frontier.py has measured it."""
+    found = load("frontier")
+    if found is None:
+        return []
+    from bench.frontier import draw_frontier, frontier_section
+
+    picture = "performance-frontier.png"
+    draw_frontier(found, DOCS / picture)
+    return [frontier_section(found), f"![validation loss over bytes per token]({picture})"]
+
+
+if __name__ == "__main__":
+    render()

@@ -1,0 +1,158 @@
+"""The sections of docs/performance.md about single rounds: goodput and starts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from bench.tables import Row, middle, number, percentile, table
+
+GOODPUT_HEAD = (
+    "program", "codec", "MB", "peers", "floor s", "seconds", "range", "% of floor", "commit s", "CPU s/MB", "peak",
+    "MB sent", "digests",
+)  # fmt: skip
+PART_NAMES = {
+    "even": "All alike",
+    "uplink": "20 Mbit/s up, 100 down",
+    "slow": "One slow peer (10 Mbit/s) among three at 100",
+}
+
+
+def _goodput_row(row: Row) -> list[str]:
+    rounds: Sequence[Row] = row["measured"]
+    head = [
+        "Waggle" if row["program"] == "waggle" else "hivemind", row["codec"], str(row["megabytes"]), str(row["peers"]),
+        number(row["floor_seconds"]),
+    ]  # fmt: skip
+    if not rounds:
+        return [*head, "hung", *["-"] * 6, "-"]
+    seconds = [one["seconds"] for one in rounds]
+    median = middle(seconds) or 0.0
+    cpu = middle(one["cpu_seconds"] + one["p2pd_cpu_seconds"] for one in rounds if "cpu_seconds" in one)
+    peak = middle(one["peak_bytes"] for one in rounds if "peak_bytes" in one)
+    sent = middle(sum(one["wire_bytes"]) / len(one["wire_bytes"]) for one in rounds)
+    return [
+        *head, number(median), f"{min(seconds):.2f} - {max(seconds):.2f}",
+        f"{100 * row['floor_seconds'] / median:.0f}",
+        number(middle(one["commit_seconds"] for one in rounds if "commit_seconds" in one)),
+        number(None if cpu is None else cpu / row["megabytes"], 3),
+        number(None if peak is None else peak / (1e6 * row["megabytes"]), 1),
+        number(None if sent is None else sent / 1e6, 1), agreement(rounds),
+    ]  # fmt: skip
+
+
+def agreement(rounds: Sequence[Row]) -> str:
+    """Whether all digests were equal, for a cell."""
+    same = sum(bool(one["same_digest"]) for one in rounds)
+    return "equal" if same == len(rounds) else f"equal in {same} of {len(rounds)}"
+
+
+def goodput_section(found: Row) -> str:
+    """Seconds over the floor, by links."""
+    parts = [GOODPUT]
+    for part, data in found.items():
+        parts += [
+            f"### {PART_NAMES.get(part, part)}",
+            f"{data['calibration']['link']}: calibrated {calibration(data['calibration'])} ({data['machine']}). "
+            f"`sudo .venv/bin/python -m bench.goodput --part {part}`",
+            table(GOODPUT_HEAD, [_goodput_row(row) for row in data["rows"]], left=2),
+        ]
+        hung = [row for row in data["rows"] if row["hung"]]
+        if hung:
+            parts.append("\n".join(f"- {row['program']} {row['codec']}: {row['hung'][:200]}" for row in hung))
+    return "\n\n".join(parts)
+
+
+def calibration(measured: Row) -> str:
+    """What plain TCP got, in words."""
+    return (
+        f"{measured['forth_mbit']:.0f} and {measured['back_mbit']:.0f} Mbit/s one way at a time, "
+        f"{measured['both_forth_mbit']:.0f} and {measured['both_back_mbit']:.0f} both at once, round trip "
+        f"{measured['round_trip_ms']:.1f} ms"
+    )
+
+
+GOODPUT = """## Goodput
+
+One all-reduce of a vector of so many MB of float32. Seconds: from the first peer that knows its group to the last that
+has the mean, the median of the rounds after one that warms the connections up. The floor is what the encoded payloads
+need when every peer's line is always full: 2 (n - 1) / n x bytes / rate where all are alike, and with the best
+division into parts where they are not (`bench/floors.py`). Commit: from there until the last peer has committed: the
+state is computed, hashed and voted on. CPU: of a peer and its p2pd, for each MB of the vector. Peak: memory that a
+round takes beyond the state and the contribution, over the vector's size. MB sent: IP bytes per peer, as the router
+counts them. hivemind's 8-bit codecs do not run with numpy 2.4."""
+
+
+def draw_goodput(found: Row, path: str) -> None:
+    """Bars: share of the floor at 4 peers on even links, by codec and size."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen needed
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(7.5, 3.2), layout="constrained")
+    rows = [row for row in found.get("even", {}).get("rows", []) if row["peers"] == 4 and row["measured"]]
+    labels, heights, colours = [], [], []
+    for row in sorted(rows, key=lambda row: (row["megabytes"], row["program"])):
+        labels.append(f"{row['codec']}\n{row['megabytes']} MB" + ("\nstock" if row["program"] == "hivemind" else ""))
+        heights.append(100 * row["floor_seconds"] / (middle(one["seconds"] for one in row["measured"]) or 1.0))
+        colours.append("tab:gray" if row["program"] == "hivemind" else "tab:orange")
+    axes.bar(range(len(labels)), heights, color=colours)
+    axes.set_xticks(range(len(labels)), labels, fontsize="x-small")
+    axes.axhline(80, color="black", linewidth=0.8, linestyle="--")
+    axes.set(ylabel="% of the floor", title="all-reduce of 4 peers, 100 Mbit/s, 50 ms", ylim=(0, 100))
+    axes.grid(axis="y", alpha=0.3)
+    figure.savefig(path, dpi=100)
+    pyplot.close(figure)
+
+
+def starts_section(found: Row) -> str:
+    """Warm and cold starts."""
+    data = found["all"]
+    rounds = data["warm"]["rounds"]
+    rows = []
+    for label, name in (
+        ("the last peer's first chunk", "first_byte_seconds"),
+        ("every peer knows its group", "group_seconds"),
+        ("committed (160 KB)", "whole_seconds"),
+    ):
+        values = [one[name] for one in rounds if name in one]
+        rows.append(
+            [label, number(middle(values)), number(percentile(values, 0.95)), number(max(values)), agreement(rounds)]
+        )
+    cold = []
+    for label, name in (("Waggle", "cold"), ("hivemind", "stock")):
+        starts = data[name]
+        good = [one for one in starts if not one["hung"]]
+        cold.append(
+            [
+                label, str(len(starts)), str(len(starts) - len(good)),
+                number(middle(one["seconds"] - one["start_seconds"] for one in good)),
+                number(max((one["seconds"] - one["start_seconds"] for one in good), default=None)),
+                number(middle(one["start_seconds"] for one in good)),
+                str(sum(bool(one["aborts"]) for one in good)),
+            ]
+        )  # fmt: skip
+    return STARTS.format(
+        machine=data["machine"],
+        calibration=calibration(data["calibration"]),
+        count=len(rounds),
+        warm=table(("seconds until", "median", "95th percentile", "worst", "digests"), rows),
+        hung=data["hung_seconds"],
+        cold=table(("program", "cold starts", "hung", "first round s", "worst", "start s", "after an abort"), cold),
+    )
+
+
+STARTS = """## Start of a round
+
+Four peers, calibrated {calibration} ({machine}). From the moment when the last peer is ready, over {count} rounds one
+after the other:
+
+{warm}
+
+Cold starts: a new key, a new p2pd and a new DHT for every peer, which is told the first peer's address only. A start
+hangs that has made no round in {hung:.0f} s. First round: from the start of all peers until the round is over, finding
+each other included (hivemind waits 3 s for its matchmaking by its settings); start: until p2pd and DHT run.
+
+{cold}
+
+`sudo .venv/bin/python -m bench.starts`"""

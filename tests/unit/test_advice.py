@@ -1,0 +1,147 @@
+"""What a new run is advised to send: within the horizon, as the link allows, and always a valid manifest."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from swarm.errors import UsageError
+from swarm.manifest import Manifest
+from waggle import author
+from waggle.advice import BUSY_SHARE, LONG_HORIZON, MIN_OUTER_STEPS, NESTEROV, PLAIN, SPARSE, Advice, choose
+
+HORIZONS = st.one_of(st.integers(30, 5000), st.integers(30, 10**9))
+MBIT = st.floats(0.01, 10**6)
+PEERS = st.integers(2, 64)
+STEP_SECONDS = st.floats(0.001, 1000)
+PARAMETERS = st.one_of(st.sampled_from([434_944, 101_569_280]), st.integers(1, 10**10))
+
+
+@given(PARAMETERS, HORIZONS, MBIT, PEERS, STEP_SECONDS)
+def test_the_horizon_has_outer_steps_enough(
+    parameters: int, horizon: int, uplink_mbit: float, peers: int, step_seconds: float
+) -> None:
+    advice = choose(parameters, horizon, uplink_mbit, peers, step_seconds)
+    assert 1 <= advice.cost.inner_steps * MIN_OUTER_STEPS <= horizon
+
+
+@given(PARAMETERS, HORIZONS, MBIT, MBIT, PEERS, STEP_SECONDS)
+def test_a_faster_link_never_means_more_inner_steps(
+    parameters: int, horizon: int, one: float, other: float, peers: int, step_seconds: float
+) -> None:
+    slow, fast = (choose(parameters, horizon, mbit, peers, step_seconds).cost for mbit in sorted((one, other)))
+    assert fast.inner_steps <= slow.inner_steps
+
+
+@given(PARAMETERS, HORIZONS, HORIZONS, MBIT, PEERS, STEP_SECONDS)
+def test_a_longer_run_never_spends_more_of_its_time_on_rounds(
+    parameters: int, one: int, other: int, mbit: float, peers: int, step_seconds: float
+) -> None:
+    """It may take more inner steps, and then need not have a coarser codec. BUSY_SHARE is nothing to save on."""
+    short, long = (choose(parameters, horizon, mbit, peers, step_seconds).cost for horizon in sorted((one, other)))
+    assert long.share <= max(BUSY_SHARE, 1.2 * short.share)
+
+
+@given(st.sampled_from(sorted(author.TEMPLATES)), HORIZONS, MBIT, PEERS, STEP_SECONDS)
+def test_it_always_makes_a_valid_manifest(
+    template: str, horizon: int, uplink_mbit: float, peers: int, step_seconds: float
+) -> None:
+    plan = author.Plan(horizon, uplink_mbit, peers, step_seconds)
+    text, advice = author.filled("mine", template, plan)
+    manifest = Manifest.from_toml(text.replace('author = "@AUTHOR@"', ""))
+    assert (manifest.round.inner_steps, manifest.round.codec) == (advice.cost.inner_steps, advice.cost.codec)
+    assert manifest.round.overlap == advice.cost.overlap
+    assert (manifest.round.error_feedback, manifest.outer) == (advice.error_feedback, advice.outer)
+    assert "@" not in text.replace('"@AUTHOR@"', ""), "nothing is left to fill in"
+    # A phase that lasts as long as its bytes on the link, and as long again, does not fail the round.
+    longest = min(86400.0, max(60.0, advice.cost.wire_seconds))
+    assert min(manifest.round.exchange_seconds, manifest.round.commit_seconds) >= longest
+    assert manifest.inner is not None
+    assert manifest.inner.schedule.warmup_steps < horizon
+    assert manifest.inner.schedule.total_steps in (None, horizon)
+
+
+def demo(**changes: Any) -> Advice:
+    usual: dict[str, Any] = {
+        "parameters": 434_944, "horizon": 9000, "uplink_mbit": 20.0, "peers": 4, "step_seconds": 1.0,
+    }  # fmt: skip
+    return choose(**{**usual, **changes})
+
+
+def test_what_good_enough_means() -> None:
+    for uplink_mbit in (5.0, 20.0, 100.0, 1000.0):
+        cost = demo(uplink_mbit=uplink_mbit).cost
+        assert cost.share <= BUSY_SHARE
+        if cost.overlap:
+            assert cost.wire_seconds < 0.7 * cost.inner_steps * cost.step_seconds, (
+                "it hides, with room for slow moments"
+            )
+            assert cost.share == 0.0
+        assert cost.wire_seconds == pytest.approx(cost.sent_bytes * 8 / uplink_mbit / 1e6)
+
+
+def test_a_coarser_codec_comes_before_more_inner_steps_and_only_where_it_helps() -> None:
+    assert demo(uplink_mbit=1000.0).cost.codec == "fp16", "a fast link needs no other"
+    slow = {"parameters": 3_279_360, "step_seconds": 60.0}
+    found = [demo(**slow, uplink_mbit=mbit).cost for mbit in (100.0, 20.0, 10.0, 0.1)]
+    assert [(cost.inner_steps, cost.codec) for cost in found[:3]] == [(1, "fp16"), (1, "int8"), (1, "int4")]
+    assert found[3].inner_steps > 1
+    brief = demo(horizon=30, step_seconds=0.001, uplink_mbit=10_000.0)
+    assert (brief.cost.inner_steps, brief.cost.codec) == (1, "fp16"), "rounds take their second whatever the codec"
+
+
+def test_outer_nesterov_is_for_long_runs() -> None:
+    assert demo(horizon=LONG_HORIZON - 1).outer == PLAIN
+    assert demo(horizon=LONG_HORIZON).outer == NESTEROV
+    slowest = demo(parameters=10**9, horizon=10**6)
+    assert slowest.outer == (PLAIN if slowest.cost.codec in SPARSE else NESTEROV)
+
+
+def test_the_author_is_told_for_whom_and_at_what_cost() -> None:
+    whom, cost = demo(horizon=2000).why
+    assert whom == "chosen for 2,000 inner steps of 1 s, 4 peers, 20 Mbit/s up"
+    assert " s on the wire per outer step; " in cost
+    whom, cost = demo(parameters=10**10, horizon=30, uplink_mbit=0.01).why
+    assert "and no setting for this horizon takes much less" in cost
+    assert "e+" not in cost
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ({"horizon": 29}, "--horizon: must be 30 to 1,000,000,000 inner steps, not 29: fewer than 30 outer steps"),
+        ({"horizon": 10**10}, "--horizon: must be 30 to "),
+        ({"uplink_mbit": 0.0}, "--uplink-mbit: must be 0.01 to 1,000,000 Mbit/s, not 0.0"),
+        ({"uplink_mbit": math.nan}, "--uplink-mbit: must be 0.01 to 1,000,000 Mbit/s, not nan"),
+        ({"uplink_mbit": math.inf}, "--uplink-mbit: must be 0.01 to 1,000,000 Mbit/s, not inf"),
+        ({"peers": 1}, "--peers: must be 2 to 64 peers, not 1: one has nobody to talk to, and a group holds 64"),
+        ({"step_seconds": -1.0}, "--step-seconds: must be 0.001 to 86,400 seconds, not -1.0"),
+    ],
+)  # fmt: skip
+def test_what_no_run_can_have_is_told_in_one_line(change: dict[str, Any], line: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        demo(**change)
+    assert str(caught.value).startswith(line)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_parameters_of_the_templates_are_counted_right() -> None:
+    from peer.tasks import count_parameters
+
+    for name, template in author.TEMPLATES.items():
+        text, _ = author.filled("mine", name, author.Plan(template.horizon, 20.0, 4, 1.0))
+        assert count_parameters(Manifest.from_toml(text.replace('author = "@AUTHOR@"', ""))) == template.parameters
+
+
+def test_what_is_given_is_not_asked(tmp_path: Path) -> None:
+    plan = author.Plan(300, 1.0, 8, 2.0)
+    manifest, advice = author.new("mine", tmp_path / "mine.toml", "demo", tmp_path / "me.key", plan)
+    assert Manifest.load(tmp_path / "mine.toml") == manifest
+    assert advice == choose(434_944, 300, 1.0, 8, 2.0)
+    text = (tmp_path / "mine.toml").read_text()
+    assert all(f"# {line}\n" in text for line in advice.why)

@@ -1,0 +1,121 @@
+"""Rates as others observed them, and parts with which the slowest link is done soonest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from peer.rounds.bandwidth import ALIKE, LEAST_BYTES, Flows, Observed, divide, link_rates
+
+PEERS = [f"peer-{index}" for index in range(8)]
+RATES = st.lists(st.floats(1e4, 1e9), min_size=1, max_size=8)
+
+
+def slowest_seconds(lengths: Mapping[str, int], members: int, rates: Mapping[str, float]) -> float:
+    """What the slowest link takes for what the protocol sends over it, in vectors over rate."""
+    values = sum(lengths.values())
+    return max((1 + (members - 2) * length / values) / rates[peer] for peer, length in lengths.items())
+
+
+@given(st.integers(0, 10**9), RATES, st.integers(0, 4))
+def test_parts_add_up_whatever_the_rates(values: int, rates: list[float], clients: int) -> None:
+    reducers = PEERS[: len(rates)]
+    lengths = divide(values, reducers, len(rates) + clients, dict(zip(reducers, rates, strict=True)))
+    assert list(lengths) == reducers
+    assert sum(lengths.values()) == values
+    assert all(length >= 0 for length in lengths.values())
+
+
+@given(st.integers(1, 500), st.integers(1, 8))
+def test_parts_are_equal_where_nothing_is_known(values: int, count: int) -> None:
+    lengths = list(divide(values, PEERS[:count], count, {}).values())
+    assert max(lengths) - min(lengths) <= 1
+    assert lengths == sorted(lengths, reverse=True)
+
+
+@given(st.lists(st.floats(1.0, 10.0), min_size=3, max_size=8), st.data())
+def test_no_other_division_is_faster(rates: list[float], data: st.DataObject) -> None:
+    values, reducers = 10**6, PEERS[: len(rates)]
+    known = dict(zip(reducers, rates, strict=True))
+    ours = slowest_seconds(divide(values, reducers, len(rates), known), len(rates), known)
+    lengths = divide(values, reducers, len(rates), known)
+    giver, taker = data.draw(st.sampled_from(reducers)), data.draw(st.sampled_from(reducers))
+    moved = data.draw(st.integers(0, lengths[giver]))
+    lengths[giver] -= moved
+    lengths[taker] += moved
+    other = slowest_seconds(lengths, len(rates), known)
+    alike = max(rates) <= ALIKE * min(rates)
+    assert ours <= other * (ALIKE if alike else 1.0 + 1e-4)
+
+
+def test_one_slow_link_reduces_nothing_and_a_slower_one_less() -> None:
+    rates = {PEERS[0]: 10.0, PEERS[1]: 100.0, PEERS[2]: 100.0, PEERS[3]: 100.0}
+    assert divide(999, PEERS[:4], 4, rates) == {PEERS[0]: 0, PEERS[1]: 333, PEERS[2]: 333, PEERS[3]: 333}
+    rates[PEERS[0]] = 65.0
+    lengths = divide(1000, PEERS[:4], 4, rates)
+    assert 0 < lengths[PEERS[0]] < 250 < lengths[PEERS[1]]
+
+
+def test_rates_that_are_alike_do_not_move_the_parts() -> None:
+    rates = {PEERS[0]: 90.0, PEERS[1]: 100.0, PEERS[2]: 110.0}
+    assert divide(300, PEERS[:3], 3, rates) == dict.fromkeys(PEERS[:3], 100)
+
+
+def test_in_pairs_parts_are_equal() -> None:
+    assert divide(10, PEERS[:2], 2, {PEERS[0]: 1.0, PEERS[1]: 100.0}) == dict.fromkeys(PEERS[:2], 5)
+
+
+def test_nobody_to_reduce() -> None:
+    with pytest.raises(ValueError, match="nobody"):
+        divide(10, [], 2, {})
+
+
+def test_what_a_peer_declares_is_bounded_by_what_others_observed() -> None:
+    slow, liar, other = PEERS[:3]
+    told = {
+        slow: {liar: 100, other: 500},
+        liar: {slow: 10**12, other: 10**12},  # it receives like nobody else, it says
+        other: {slow: 500, liar: 100},
+    }
+    rates = link_rates(told)
+    assert rates[liar] == 200  # what the others got from it
+    assert rates[other] == 600  # what it received itself
+
+
+def test_a_peer_that_not_all_have_heard_of_has_no_rate() -> None:
+    assert link_rates({PEERS[0]: {PEERS[1]: 5}, PEERS[1]: {}}) == {}
+    assert link_rates({PEERS[0]: {}}) == {}
+
+
+def test_flows_are_timed_from_the_first_message_to_the_last() -> None:
+    flows, observed = Flows(), Observed()
+    flows.arrived("fast", 10**9, 10.0)  # when it began to send nobody knows
+    flows.arrived("fast", LEAST_BYTES, 11.0)
+    flows.arrived("fast", LEAST_BYTES, 12.0)
+    flows.arrived("little", 100, 10.0)
+    flows.arrived("little", 100, 12.0)
+    assert flows.rates() == {"fast": LEAST_BYTES}
+    observed.learn(flows)
+    assert observed.told(["fast", "little", "never"]) == {"fast": LEAST_BYTES}
+
+
+def timing(peer: str, rate: int) -> Flows:
+    flows = Flows()
+    flows.arrived(peer, 0, 0.0)
+    flows.arrived(peer, rate, 1.0)
+    return flows
+
+
+def test_older_timings_fade_and_are_forgotten() -> None:
+    observed = Observed()
+    observed.learn(timing("one", 10**6))
+    observed.learn(timing("one", 3 * 10**6))
+    assert observed.told(["one"]) == {"one": 2 * 10**6}
+    for _ in range(7):
+        observed.learn(timing("other", 10**6))
+    assert observed.told(["one"]) == {"one": 2 * 10**6}
+    observed.learn(timing("other", 10**6))
+    assert observed.told(["one", "other"]) == {"other": 10**6}

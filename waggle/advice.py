@@ -1,0 +1,180 @@
+"""What a new run should send, and how often: the setting that learns best of those that a link can carry.
+
+Pure: numbers in, a choice out. What `waggle run new` writes into a template.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from peer.needs import in_units
+from swarm.errors import UsageError
+from swarm.optimizer import Optimizer
+from waggle.run import bytes_per_outer_step
+
+# The rules, one table. Source: four peers, 357 k parameters, AdamW, steps of 4 x 8 x 64 bytes of text, one seed.
+# Validation loss after 900 steps: the whole batch in one process 1.423; updates averaged every step 1.462, every 10
+# steps 1.551, 15: 1.590, 30: 1.633; 30 with outer Nesterov 0.7/0.9 1.934, with 0.7/0.6 1.713; sparse with error
+# feedback, every step 1.626, every 5 steps 1.593, every 15 steps 1.726. After 2700 steps: the whole batch 1.226, every
+# 30 steps 1.341, with Nesterov 1.396. One peer alone after 900: 1.762. So: few inner steps are worth more than exact
+# values, and sparse is for links that carry nothing else.
+INNER_STEPS = (1, 2, 5, 10, 20, 30, 50, 100, 200, 500)
+"""Tried in this order: the first that the link carries is taken."""
+CODECS: Mapping[str, float | None] = {"fp16": None, "int8": None, "int4": 0.95}
+"""codec -> error feedback, in order of preference, at any number of inner steps."""
+SPARSE: Mapping[str, float | None] = {"sparse": 0.95}
+SPARSE_INNER_STEPS = 30
+"""Tried last, and only from so many inner steps on, or where the horizon allows no more."""
+MIN_OUTER_STEPS = 30
+"""What a run needs at least, to be more than the mean of peers that each learned alone."""
+LONG_HORIZON = 20_000
+"""Inner steps from which outer Nesterov is taken. DiLoCo's runs were longer (Douillard et al. 2023: 88 000); the
+longest of ours, 2700, was still better without. With sparse never: error feedback is a momentum of its own."""
+PLAIN = Optimizer(optimizer="sgd", learning_rate=1.0)
+NESTEROV = Optimizer(optimizer="sgd", learning_rate=0.7, momentum=0.9, nesterov=True)
+
+BUSY_SHARE = 0.05
+"""The most of the time that peers may spend on rounds while they do not train."""
+HIDDEN_SHARE = 0.7
+"""The most of the local work that a round may take which runs during it: a link has slow moments."""
+NEARLY = 1.2
+"""Where nothing is good enough: how much more than the least share is no reason for a coarser codec."""
+ROUND_SECONDS = 1.0
+"""What a round takes beside its bytes: forming the group, round trips, the vote."""
+
+_RANGES = {
+    "horizon": (MIN_OUTER_STEPS, 10**9, "inner steps", f": fewer than {MIN_OUTER_STEPS} outer steps are not worth it"),
+    "uplink_mbit": (0.01, 10**6, "Mbit/s", ""),
+    "peers": (2, 64, "peers", ": one has nobody to talk to, and a group holds 64"),
+    "step_seconds": (0.001, 86400, "seconds", ""),
+}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """A setting, and what it costs on a link.
+
+    overlap: 1 where a round runs while the next local work does. sent_bytes: what each peer sends, and receives, per
+    outer step.
+    """
+
+    inner_steps: int
+    overlap: int
+    codec: str
+    sent_bytes: int
+    uplink_mbit: float
+    step_seconds: float
+
+    @property
+    def wire_seconds(self) -> float:
+        """How long the bytes take the uplink."""
+        return self.sent_bytes * 8 / (self.uplink_mbit * 1e6)
+
+    @property
+    def work_seconds(self) -> float:
+        """How long the local work of an outer step takes."""
+        return self.inner_steps * self.step_seconds
+
+    @property
+    def round_seconds(self) -> float:
+        """How long a round takes."""
+        return self.wire_seconds + ROUND_SECONDS
+
+    @property
+    def share(self) -> float:
+        """Of the time, how much goes to rounds alone."""
+        waiting = max(0.0, self.round_seconds - self.work_seconds) if self.overlap else self.round_seconds
+        return waiting / (self.work_seconds + waiting)
+
+    @property
+    def good(self) -> bool:
+        """Whether training hardly feels it."""
+        if self.overlap:
+            return self.round_seconds <= HIDDEN_SHARE * self.work_seconds
+        return self.share <= BUSY_SHARE
+
+    @property
+    def phase_seconds(self) -> float:
+        """What a round's exchange, and its commit, should be allowed.
+
+        Half the bytes travel to reducers and half from them: four times what that takes, for a link has slow moments.
+        """
+        return float(min(86400, max(60, math.ceil(2 * self.wire_seconds))))
+
+    def in_words(self) -> str:
+        """A line."""
+        seconds = f"{self.wire_seconds:.2g}" if self.wire_seconds < 100 else f"{self.wire_seconds:,.0f}"
+        hidden = self.overlap and not self.share
+        share = "hidden behind the local work" if hidden else f"rounds take {self.share:.0%} of the time"
+        over = "" if self.good else ", and no setting for this horizon takes much less"
+        return f"{in_units(self.sent_bytes)} or {seconds} s on the wire per outer step; {share}{over}"
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to put into a manifest.
+
+    error_feedback: None where the codec wants none. why: for whom it was chosen, and what it costs; one line each.
+    """
+
+    cost: Cost
+    error_feedback: float | None
+    outer: Optimizer
+    why: tuple[str, str]
+
+
+def choose(parameters: int, horizon: int, uplink_mbit: float, peers: int, step_seconds: float) -> Advice:
+    """The first setting of the table with rounds that take at most BUSY_SHARE of the time, or hide behind the work.
+
+    Where there is none, the most inner steps that the horizon allows, and what then takes about the least time.
+    Never more than leave MIN_OUTER_STEPS in the horizon.
+
+    Args:
+        parameters: of the model. horizon: inner steps that each peer will make in all. uplink_mbit: of the slowest
+            peer, 10^6 bits per second. step_seconds: what one inner step takes.
+
+    Raises:
+        UsageError: a value that no run can have, one line that names the flag.
+    """
+    _check(horizon=horizon, uplink_mbit=uplink_mbit, peers=peers, step_seconds=step_seconds)
+    costs = [
+        Cost(inner_steps, overlap, codec, bytes_per_outer_step(parameters, codec, peers), uplink_mbit, step_seconds)
+        for inner_steps, overlap, codec in _candidates(horizon)
+    ]
+    good = [cost for cost in costs if cost.good]
+    if not good:
+        most = [cost for cost in costs if cost.inner_steps == costs[-1].inner_steps]
+        least = min(cost.share for cost in most)
+        good = [cost for cost in most if cost.share <= NEARLY * least]
+    chosen = good[0]
+    steady = horizon >= LONG_HORIZON and chosen.codec not in SPARSE
+    return Advice(
+        cost=chosen,
+        error_feedback={**CODECS, **SPARSE}[chosen.codec],
+        outer=NESTEROV if steady else PLAIN,
+        why=(
+            f"chosen for {horizon:,} inner steps of {step_seconds:g} s, {peers} peers, {uplink_mbit:g} Mbit/s up",
+            chosen.in_words(),
+        ),
+    )
+
+
+def _candidates(horizon: int) -> Iterator[tuple[int, int, str]]:
+    """(inner steps, overlap, codec), the best first. Inner steps never fall on the way: a faster link has fewer."""
+    most = horizon // MIN_OUTER_STEPS
+    for inner_steps in sorted({min(steps, most) for steps in INNER_STEPS}):
+        thrifty = [SPARSE] if inner_steps >= min(SPARSE_INNER_STEPS, most) else []
+        for codecs in (CODECS, *thrifty):
+            for overlap in (0, 1):
+                for codec in codecs:
+                    yield inner_steps, overlap, codec
+
+
+def _check(**values: float) -> None:
+    for name, value in values.items():
+        least, most, unit, why = _RANGES[name]
+        if not least <= value <= most:  # nan too
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag}: must be {least:g} to {most:,} {unit}, not {value:,}{why}")
