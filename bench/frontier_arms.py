@@ -60,16 +60,24 @@ class Arm:
         if self.momentum:
             sgd.append(f"momentum = {self.momentum}\nnesterov = true\n")
         gradients = self.kind == "gradients"
-        round_ = (
-            f'[round]\naverage = "{"gradients" if gradients else "updates"}"\ninner_steps = {self.inner_steps}\n'
-            f'codec = "{self.codec.partition("/")[0]}"\nerror_feedback = {self.feedback}\nmin_group_size = 4\n\n'
-        )
+        codec, _, one_in = self.codec.partition("/")
+        round_ = [f'average = "{"gradients" if gradients else "updates"}"', f"inner_steps = {self.inner_steps}"]
+        round_ += [f'codec = "{codec}"', f"overlap = {int(self.overlap)}", "min_group_size = 4"]
+        if one_in and int(one_in) <= 64:
+            round_.append(f"keep_one_in = {one_in}")
+        if self.keep:
+            round_.append('residual = "local"')
+        elif self.feedback:
+            round_ += ['residual = "feedback"', f"error_feedback = {self.feedback}"]
+        else:
+            round_.append('residual = "dropped"')
         optimizers = (
             "[outer]\n" + inner.replace("[inner.", "[outer.")
             if gradients
             else "[inner]\n" + inner + "[outer]\n" + "".join(sgd) + "\n"
         )
-        return head + optimizers + round_ + "[validation]" + rest.split("[validation]")[1]
+        lines = "[round]\n" + "\n".join(round_) + "\n\n"
+        return head + optimizers + lines + "[validation]" + rest.split("[validation]")[1]
 
     def manifest(self, seed: int, base: Path = BASE) -> Manifest:
         """``toml``, read."""
@@ -102,11 +110,11 @@ def _family(name: str, arm: Arm, published: str = "") -> Family:
     return Family(name, tuple(replace(arm, learning_rate=rate) for rate in RATES), published)
 
 
-def _kept(inner_steps: int, codec: str, **more: object) -> Family:
+def _local(inner_steps: int, codec: str, **more: object) -> Family:
     arm = replace(Arm("updates", inner_steps, codec=codec, keep=True), **more)  # type: ignore[arg-type]
     said = (" overlapped" if arm.overlap else "") + (f", mean {arm.mean_codec}" if arm.mean_codec else "")
     said += "" if arm.mean_feedback else ", mean's rest lost"
-    return _family(f"updates {inner_steps} {codec} kept{said}", arm)
+    return _family(f"updates {inner_steps} {codec} local{said}", arm)
 
 
 DILOCO = "DiLoCo, Douillard et al. 2023"
@@ -128,26 +136,26 @@ FAMILIES: dict[str, Family] = {
         _family("updates 1 sparse ef.95", Arm("updates", codec="sparse", feedback=0.95)),
         _family("updates 5 sparse ef.95", Arm("updates", 5, codec="sparse", feedback=0.95)),
         _family("updates 10 int4 ef.95", Arm("updates", 10, codec="int4", feedback=0.95)),
-        _kept(1, "int4"),
-        _kept(1, "sparse/4"),
-        _kept(1, "sparse/8"),
-        _kept(1, "sparse/32"),
-        _kept(1, "sparse"),
-        _kept(1, "sparse", mean_codec="sparse/16"),
-        _kept(1, "sparse", mean_feedback=False),
-        _kept(1, "sparse/256"),
-        _kept(2, "sparse"),
-        _kept(5, "sparse"),
-        _kept(15, "sparse"),
-        _kept(5, "int4"),
-        _kept(5, "sparse/4"),
-        _kept(5, "sparse/16"),
-        _kept(10, "int4"),
-        _kept(10, "sparse/4"),
-        _kept(30, "int4"),
-        _kept(1, "sparse", overlap=True),
-        _kept(5, "sparse", overlap=True),
-        _kept(5, "sparse/16", overlap=True),
+        _local(1, "int4"),
+        _local(1, "sparse/4"),
+        _local(1, "sparse/8"),
+        _local(1, "sparse/32"),
+        _local(1, "sparse"),
+        _local(1, "sparse", mean_codec="sparse/16"),
+        _local(1, "sparse", mean_feedback=False),
+        _local(1, "sparse/256"),
+        _local(2, "sparse"),
+        _local(5, "sparse"),
+        _local(15, "sparse"),
+        _local(5, "int4"),
+        _local(5, "sparse/4"),
+        _local(5, "sparse/16"),
+        _local(10, "int4"),
+        _local(10, "sparse/4"),
+        _local(30, "int4"),
+        _local(1, "sparse", overlap=True),
+        _local(5, "sparse", overlap=True),
+        _local(5, "sparse/16", overlap=True),
         *(
             _family(f"DiLoCo {steps}", Arm("updates", steps, momentum=0.9, outer_rate=0.7), DILOCO)
             for steps in (30, 100)

@@ -207,15 +207,15 @@ At {short_steps} steps:
 
 ![Loss against bytes per token](frontier.png)
 
-### What "kept" means
+### What "local" means
 
 With a codec that leaves things out, local work usually begins at the committed state, and what was left out is added
 to the next contribution (error feedback). A peer then computes its gradients where its own unsent progress is
 missing, and makes the same progress again, as often as it takes until that value is sent: with one value in 64 sent
-each round, some 64 times. So frequent sparse rounds were worse than rare ones. "Kept" arms begin local work at the
-committed state minus what was left out: a peer's own unsent progress stays in its parameters, and so in its next
-contribution, which is again committed minus local. (Step-ahead error feedback: Xu, Huo and Huang 2021, there for
-gradients.) Nothing else differs, neither on the wire nor in what is committed.
+each round, some 64 times. So frequent sparse rounds were worse than rare ones. With `residual = "local"` local work
+begins at the committed state minus what was left out: a peer's own unsent progress stays in its parameters, and so in
+its next contribution, which is again committed minus local. (Step-ahead error feedback: Xu, Huo and Huang 2021, there
+for gradients.) Nothing else differs, neither on the wire nor in what is committed.
 
 ### {long_steps} inner steps
 

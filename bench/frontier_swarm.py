@@ -36,7 +36,8 @@ class Exchange:
     def __init__(self, arm: Arm, parameters: int):
         self._feedback, self._mean_feedback, self._keep = arm.feedback, arm.mean_feedback, arm.keep
         self._codec, self._mean_codec = arm.codecs()
-        self._parts = partition(parameters, PEERS)
+        short, longer = divmod(parameters, PEERS)  # peers with equal links have equal parts
+        self._parts = partition([short + (peer < longer) for peer in range(PEERS)])
         self.left_out = torch.zeros(PEERS, parameters)
         self.sent_bytes = [0] * PEERS
 
