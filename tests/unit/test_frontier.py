@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench.frontier_arms import BASE, CODECS_TRIED, FAMILIES, Arm
+from bench.frontier_arms import BASE, CODECS_TRIED, CONFIRMED, FAMILIES, Arm
 from bench.frontier_swarm import PEERS, Exchange, Swarm, read_examples
 from bench.frontier_training import StackedAdamW, stacked_gradients
 from peer.data import open_stream
@@ -192,3 +192,9 @@ def test_every_arm_is_a_manifest() -> None:
         for arm in family.grid:
             assert {arm.codec, arm.mean_codec or arm.codec} <= set(CODECS_TRIED)
             assert arm.manifest(1).seed == 1
+
+
+@pytest.mark.parametrize("name", CONFIRMED)
+def test_manifests_of_confirmed_cells_are_those_of_their_arms(name: str) -> None:
+    text = BASE.with_name(name).read_text(encoding="utf-8")
+    assert text == FAMILIES[CONFIRMED[name]].grid[0].toml(0), "make them again: python -m bench.frontier_arms"
