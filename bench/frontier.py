@@ -1,7 +1,7 @@
 """What a run learns for the bytes it sends: four peers, equal tokens, many ways to exchange.
 
     .venv/bin/python -m bench.frontier            # everything that is not in bench/results/frontier.json yet
-    .venv/bin/python -m bench.frontier --tune "updates 10 int8"
+    .venv/bin/python -m bench.frontier --steps 900 --seeds 0 -- "updates 10 int8" "DiLoCo 30"
 
 One process plays the four peers, with the project's codecs, partition, outer optimizers, data and model. Of every
 family the arms of its grid run for SHORT inner steps on seed 0; the best goes on to LONG steps, and on the other
@@ -15,8 +15,8 @@ import hashlib
 import json
 import os
 import platform
+import shlex
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 
-from bench.frontier_arms import FAMILIES, Arm, Family
+from bench.frontier_arms import FAMILIES, Arm, Family, plain
 from bench.frontier_swarm import Swarm, read_examples
 from bench.frontier_training import Gradients, stacked_gradients
 
@@ -33,12 +33,6 @@ STATES = Path("build") / "frontier-states"
 SHORT, LONG, EVERY = 900, 2700, 300
 SEEDS = (0, 1, 2)
 Run = dict[str, Any]
-
-
-def plain(arm: Arm) -> dict[str, Any]:
-    """Its settings as JSON has them."""
-    settings: dict[str, Any] = json.loads(json.dumps(asdict(arm)))
-    return settings
 
 
 DEFAULTS = plain(Arm("updates"))
@@ -109,35 +103,39 @@ class Runner:
         )
         return run
 
+    def work(self, wanted: argparse.Namespace) -> None:
+        """One command line."""
+        for name in wanted.families or FAMILIES:
+            family = FAMILIES[name]
+            arm = family.grid[0] if wanted.untuned else self.tune(family)
+            for seed in wanted.seeds:
+                self.run(family, arm, seed, wanted.steps)
+
     def tune(self, family: Family) -> Arm:
         """The best of the family's grid."""
         runs = [(self.run(family, arm, SEEDS[0], SHORT)["losses"][str(SHORT)], arm) for arm in family.grid]
         return min(runs, key=lambda one: one[0])[1]
 
 
-def chosen(names: list[str]) -> Iterator[Family]:
-    """The families with these names, in this order; all of them for none."""
-    yield from (FAMILIES[name] for name in names or FAMILIES)
-
-
 def main() -> None:
     """Runs what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("families", nargs="*", help="names in bench/frontier_arms.py; all, if none is given")
-    parser.add_argument("--tune", action="store_true", help="only the shorter length, on one seed")
-    parser.add_argument("--first", action="store_true", help="of each grid only the first, not tuned")
-    parser.add_argument("--seeds", type=int, default=len(SEEDS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--steps", type=int, choices=(SHORT, LONG), default=LONG)
+    parser.add_argument("--untuned", action="store_true", help="only the first arm of each grid")
+    parser.add_argument("--jobs", type=Path, help="a file with one such command line in each line, read as it grows")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     runner = Runner(Results(RESULTS), stacked_gradients(Arm("updates").manifest(0)))
-    for family in chosen(arguments.families):
-        if arguments.first:
-            runner.run(family, family.grid[0], SEEDS[0], SHORT)
-            continue
-        best = runner.tune(family)
-        if not arguments.tune:
-            for seed in SEEDS[: arguments.seeds]:
-                runner.run(family, best, seed, LONG)
+    done = 0
+    while arguments.jobs:
+        lines = arguments.jobs.read_text(encoding="utf-8").splitlines()
+        if len(lines) <= done:
+            return
+        runner.work(parser.parse_args(shlex.split(lines[done])))
+        done += 1
+    runner.work(arguments)
 
 
 if __name__ == "__main__":

@@ -36,7 +36,8 @@ class Exchange:
     def __init__(self, arm: Arm, parameters: int):
         self._feedback, self._mean_feedback, self._keep = arm.feedback, arm.mean_feedback, arm.keep
         self._codec, self._mean_codec = arm.codecs()
-        self._parts = partition(parameters, PEERS)
+        short, longer = divmod(parameters, PEERS)  # peers with equal links have equal parts
+        self._parts = partition([short + (peer < longer) for peer in range(PEERS)])
         self.left_out = torch.zeros(PEERS, parameters)
         self.sent_bytes = [0] * PEERS
 
@@ -148,16 +149,19 @@ class Swarm:
             if self._handed_in is not None:
                 self.committed, self._slots = self._next(self._mean)
                 self.outer_steps += 1
-                self.local += self.committed - self._handed_in
+                self.local += self._fresh() - self._handed_in
             self._handed_in = self.local.clone()
             self._mean = self._exchange.mean(self.committed - self.local)
 
     def _commit(self, mean: torch.Tensor) -> None:
         self.committed, self._slots = self._next(mean)
         self.outer_steps += 1
-        self.local = self.committed.repeat(PEERS, 1)
-        if self._arm.keep:
-            self.local -= self._exchange.left_out
+        self.local = self._fresh()
+
+    def _fresh(self) -> torch.Tensor:
+        """Where local work begins after a commit, float32 [PEERS, parameters]."""
+        start = self.committed.repeat(PEERS, 1)
+        return start - self._exchange.left_out if self._arm.keep else start
 
     def _next(self, mean: torch.Tensor) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         return self._outer.step(self.committed, self._slots, mean, square_norm(mean), self.outer_steps)

@@ -1,0 +1,239 @@
+"""The frontier of bench/frontier.py as a section of docs/performance.md: tables, a chart, and words between them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from bench.frontier_arms import FAMILIES, RATES, Arm, Family, plain
+from bench.join_page import table
+
+Row = dict[str, Any]
+SHORT, LONG = 900, 2700
+WHOLE, EVERY_STEP, ALONE = "whole batch", "updates 1 fp32", "alone"
+TARGETS = ((10, 0.01), (30, 0.03), (100, 0.05))
+"""Times fewer bytes than fp32 every step, and the loss above the whole batch that this may cost, at LONG."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A family at one length. fewer: bytes of fp32 every step over its own. above: loss over the whole batch's - 1,
+    of the same seeds, one by one."""
+
+    family: Family
+    rate: float
+    tuned: bool
+    seeds: int
+    loss: float
+    spread: float
+    above: float
+    above_every_step: float | None
+    bytes_per_token: float
+    fewer: float
+
+
+def _at(runs: Sequence[Row], steps: int) -> dict[int, float]:
+    return {run["seed"]: run["losses"][str(steps)] for run in runs if str(steps) in run["losses"]}
+
+
+def best_runs(results: Row, family: Family) -> tuple[list[Row], bool]:
+    """The runs of the family's arm with the least loss at SHORT on seed 0, and whether its whole grid has run."""
+    settings = [plain(arm) for arm in family.grid]
+    defaults = plain(Arm("updates"))
+    runs = [[run for run in results["runs"] if {**defaults, **run["arm"]} == one] for one in settings]
+    tried = [(_at(of_arm, SHORT)[0], index) for index, of_arm in enumerate(runs) if 0 in _at(of_arm, SHORT)]
+    return (runs[min(tried)[1]] if tried else []), len(tried) == len(settings)
+
+
+def points(results: Row, steps: int) -> list[Point]:
+    """All families that reached ``steps``, fewest bytes last."""
+    zero = _at(best_runs(results, FAMILIES[WHOLE])[0], steps)
+    every = _at(best_runs(results, FAMILIES[EVERY_STEP])[0], steps)
+    dense = best_runs(results, FAMILIES[WHOLE])[0][0]["bytes_per_token"]
+    found = []
+    for family in FAMILIES.values():
+        runs, tuned = best_runs(results, family)
+        losses = {seed: loss for seed, loss in _at(runs, steps).items() if seed in zero}
+        if not losses:
+            continue
+        size = runs[0]["bytes_per_token"]
+        paired = [losses[seed] / every[seed] - 1 for seed in losses if seed in every]
+        found.append(
+            Point(
+                family=family,
+                rate=runs[0]["arm"]["learning_rate"],
+                tuned=tuned,
+                seeds=len(losses),
+                loss=mean(losses.values()),
+                spread=stdev(losses.values()) if len(losses) > 1 else 0.0,
+                above=mean(loss / zero[seed] - 1 for seed, loss in losses.items()),
+                above_every_step=mean(paired) if paired else None,
+                bytes_per_token=size,
+                fewer=dense / size if size else float("inf"),
+            )
+        )
+    return sorted(found, key=lambda point: (-point.bytes_per_token, point.above))
+
+
+def best_within(found: Sequence[Point], fewer: float, *, published: bool) -> Point | None:
+    """The least loss among those that send at most 1/``fewer`` of fp32 every step."""
+    able = [
+        point for point in found
+        if point.fewer >= fewer and bool(point.family.published) == published and point.family.name != ALONE
+    ]  # fmt: skip
+    return min(able, key=lambda point: point.above, default=None)
+
+
+def curve(found: Sequence[Point]) -> list[Point]:
+    """Ours that no other of ours beats in both loss and bytes, most bytes first."""
+    kept: list[Point] = []
+    for point in sorted(found, key=lambda point: (point.bytes_per_token, point.above)):
+        ours = not point.family.published and point.family.name not in (ALONE,)
+        if ours and all(point.above < other.above for other in kept):
+            kept.append(point)
+    return kept[::-1]
+
+
+def _cells(point: Point) -> list[str]:
+    spread = f" ± {point.spread:.3f}" if point.seeds > 1 else ""
+    every = "" if point.above_every_step is None else f"{point.above_every_step:+.1%}"
+    fewer = "no bytes" if point.bytes_per_token == 0 else f"{point.fewer:.3g}x"
+    name = f"{point.family.name} ({point.family.published})" if point.family.published else point.family.name
+    rate = f"{point.rate:g}" + ("" if point.tuned else ", not tuned")
+    return [
+        name, rate, f"{point.bytes_per_token:.4g}", fewer, f"{point.loss:.3f}{spread}",
+        str(point.seeds), f"{point.above:+.1%}", every,
+    ]  # fmt: skip
+
+
+HEAD = ("arm", "rate", "bytes per token", "fewer", "loss", "seeds", "over whole batch", "over fp32 updates every step")
+
+
+def _target_rows(found: Sequence[Point]) -> list[list[str]]:
+    rows = []
+    for fewer, allowed in TARGETS:
+        ours, theirs = (best_within(found, fewer, published=published) for published in (False, True))
+        if ours is None:
+            continue
+        met = "yes" if ours.above <= allowed else "no"
+        other = "" if theirs is None else f"{theirs.family.name}: {theirs.above:+.1%}"
+        rows.append([f"{fewer}x", f"{allowed:+.0%}", f"{ours.above:+.1%}", met, ours.family.name, other])
+    return rows
+
+
+TARGET_HEAD = ("bytes, at most 1 /", "wanted", "ours", "reached", "by", "best published recipe")
+
+
+def frontier_section(results: Row) -> str:
+    """The section, in Markdown."""
+    found = {steps: points(results, steps) for steps in (SHORT, LONG)}
+    return SECTION.format(
+        machine=results["machine"],
+        warmup=20,
+        short_steps=SHORT,
+        long_steps=LONG,
+        rates=", ".join(f"{rate:g}" for rate in RATES),
+        defaults=DEFAULTS_TABLE,
+        targets=table(TARGET_HEAD, _target_rows(found[LONG])),
+        short_targets=table(TARGET_HEAD, _target_rows(found[SHORT])),
+        long=table(HEAD, [_cells(point) for point in found[LONG]]),
+        short=table(HEAD, [_cells(point) for point in found[SHORT]]),
+    )
+
+
+def draw_frontier(results: Row, path: Path) -> None:
+    """A PNG: loss over the whole batch against bytes per token, one panel for each length."""
+    import matplotlib
+
+    matplotlib.use("Agg")  # no screen needed
+    from matplotlib import pyplot
+
+    figure, panels = pyplot.subplots(1, 2, figsize=(11, 4.8), layout="constrained")
+    for steps, axes in zip((SHORT, LONG), panels, strict=True):
+        found = points(results, steps)
+        sent = [point for point in found if point.bytes_per_token]
+        for point in found:
+            if point.family.name == ALONE:
+                axes.axhline(100 * point.above, color="gray", linestyle=":", label="one peer alone")
+        for published, marker, label in ((False, "o", "ours"), (True, "^", "published recipes")):
+            shown = [point for point in sent if bool(point.family.published) == published]
+            axes.plot(
+                [point.bytes_per_token for point in shown], [100 * point.above for point in shown], marker,
+                label=label, markersize=5,
+            )  # fmt: skip
+            for point in shown:
+                axes.annotate(
+                    point.family.name, (point.bytes_per_token, 100 * point.above), fontsize=5,
+                    xytext=(3, 2), textcoords="offset points",
+                )  # fmt: skip
+        ours = curve(sent)
+        axes.plot([point.bytes_per_token for point in ours], [100 * point.above for point in ours], "-", color="C0")
+        axes.set(xscale="log", xlabel="bytes per token, sent by a peer", title=f"{steps} inner steps")
+        axes.grid(alpha=0.3)
+    panels[0].set_ylabel("validation loss over the whole batch's, %")
+    panels[0].legend(fontsize="small")
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+DEFAULTS_TABLE = ""
+
+SECTION = """## The learning frontier
+
+What does a run learn for the bytes that it sends? Four peers, 117 thousand parameters, batches of 8 examples of 64
+bytes for each, AdamW with {warmup} steps of warm-up and a constant rate; equal tokens for every arm, {short_steps} and
+{long_steps} inner steps. Zero is one process with the whole batch of 32; `alone` is a peer with a quarter of the
+tokens. Rates: of each arm the best of its grid ({rates}) on seed 0 at {short_steps} steps, where the table does not
+say "not tuned". Losses are means over seeds, with their standard deviation; percentages compare runs of equal
+seeds. Bytes are counted from real payloads: what a peer sends to the others, contributions and means, for each token
+that it trained on.
+
+One process plays all four peers, with the codecs, the partition, the optimizers, the data streams and the model of
+real ones ({machine}). The committed state is held once, so that digests are equal by construction. Examples come in
+random order (`bench/frontier_data.py` says why).
+
+### What was to be reached
+
+At {long_steps} steps:
+
+{targets}
+
+At {short_steps} steps:
+
+{short_targets}
+
+![Loss against bytes per token](frontier.png)
+
+### What "local" means
+
+With a codec that leaves things out, local work usually begins at the committed state, and what was left out is added
+to the next contribution (error feedback). A peer then computes its gradients where its own unsent progress is
+missing, and makes the same progress again, as often as it takes until that value is sent: with one value in 64 sent
+each round, some 64 times. So frequent sparse rounds were worse than rare ones. With `residual = "local"` local work
+begins at the committed state minus what was left out: a peer's own unsent progress stays in its parameters, and so in
+its next contribution, which is again committed minus local. (Step-ahead error feedback: Xu, Huo and Huang 2021, there
+for gradients.) Nothing else differs, neither on the wire nor in what is committed.
+
+### {long_steps} inner steps
+
+{long}
+
+### {short_steps} inner steps
+
+{short}
+
+Arms are named by what they average, inner steps, codec (`sparse/N`: one value in N; `sparse` is `sparse/64`), and
+what becomes of what the codec leaves out (`ef.95`: error feedback of 0.95). "Overlapped": the mean of a round is
+applied one round late, as in CoCoD-SGD (Shen et al. 2019). "gradients" are applied by AdamW. SPARTA commits no state;
+the loss is that of its peers' mean parameters. Recipes run as they were published, but for the inner rate.
+
+### Which to choose
+
+{defaults}
+
+Made by `.venv/bin/python -m bench.frontier_data`, then `.venv/bin/python -m bench.frontier`; the numbers are in
+`bench/results/frontier.json`.
+"""
