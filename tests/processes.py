@@ -82,7 +82,7 @@ class Program:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("WAGGLE_")}
         environment["OMP_NUM_THREADS"] = "1"
         self.process: Process
-        if self.nursery is not None and command[0] == sys.executable:
+        if self.nursery is not None and command[0] == sys.executable and command[1] in ("-c", "-m"):
             self.process = self.nursery.start(command, self.out, self.err, environment)
             return
         with self.out.open("ab") as out, self.err.open("ab") as err:
