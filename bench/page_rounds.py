@@ -56,10 +56,15 @@ def goodput_section(found: Row) -> str:
             f"`sudo .venv/bin/python -m bench.goodput --part {part}`",
             table(GOODPUT_HEAD, [_goodput_row(row) for row in data["rows"]], left=2),
         ]
-        hung = [row for row in data["rows"] if row["hung"]]
+        hung = [row for row in data["rows"] if row["hung"] or row.get("cold_hangs")]
         if hung:
-            parts.append("\n".join(f"- {row['program']} {row['codec']}: {row['hung'][:200]}" for row in hung))
+            parts.append("\n".join(map(_trouble, hung)))
     return "\n\n".join(parts)
+
+
+def _trouble(row: Row) -> str:
+    name = f"- {row['program']} {row['codec']}, {row['megabytes']} MB, {row['peers']} peers: "
+    return name + (row["hung"][:200] or f"{row['cold_hangs']} cold starts hung before one did not")
 
 
 def calibration(measured: Row) -> str:

@@ -173,11 +173,13 @@ def main() -> int:
             if arguments.only is not None:
                 print(measure(internet, cases[arguments.only]))
                 return 0
-            rows = [measure(internet, case) for case in cases]
+            rows: list[Row] = []
+            for case in cases:
+                rows.append(measure(internet, case))
+                keep("utilisation", arguments.part, {"calibration": calibration, "rows": rows})
     except (InternetError, CalibrationError) as error:
         print(f"bench.utilisation: {error}", file=sys.stderr)
         return 1
-    keep("utilisation", arguments.part, {"calibration": calibration, "rows": rows})
     return 0
 
 
