@@ -13,8 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import platform
 import shlex
 import time
 from dataclasses import asdict
@@ -27,8 +25,10 @@ import torch
 from bench.frontier_arms import FAMILIES, Arm, Family, plain
 from bench.frontier_swarm import Swarm, read_examples
 from bench.frontier_training import Gradients, stacked_gradients
+from bench.tables import RESULTS as FOLDER
+from bench.tables import machine
 
-RESULTS = Path(__file__).resolve().parent / "results" / "frontier.json"
+RESULTS = FOLDER / "frontier.json"
 STATES = Path("build") / "frontier-states"
 SHORT, LONG, EVERY = 900, 2700, 300
 SEEDS = (0, 1, 2)
@@ -60,7 +60,7 @@ class Results:
         run = json.loads(json.dumps(run))
         same = ("arm", "seed")
         self.data["runs"] = [old for old in self.data["runs"] if any(old[key] != run[key] for key in same)] + [run]
-        self.data["machine"] = f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+        self.data["machine"] = machine()
         fresh = self._path.with_suffix(".new")
         fresh.write_text(json.dumps(self.data, indent=0) + "\n", encoding="utf-8")
         fresh.replace(self._path)

@@ -6,12 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any
 
 from bench.frontier_arms import FAMILIES, RATES, Arm, Family, plain
-from bench.join_page import table
+from bench.tables import Row, table
 
-Row = dict[str, Any]
 SHORT, LONG = 900, 2700
 WHOLE, EVERY_STEP, ALONE = "whole batch", "updates 1 fp32", "alone"
 TARGETS = ((10, 0.01), (30, 0.03), (100, 0.05))
@@ -204,8 +202,6 @@ At {long_steps} steps:
 At {short_steps} steps:
 
 {short_targets}
-
-![Loss against bytes per token](frontier.png)
 
 ### What "local" means
 

@@ -58,7 +58,7 @@ def frontier() -> list[str]:
     found = load("frontier")
     if found is None:
         return []
-    from bench.frontier import draw_frontier, frontier_section
+    from bench.frontier_page import draw_frontier, frontier_section
 
     picture = "performance-frontier.png"
     draw_frontier(found, DOCS / picture)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from bench.frontier_arms import BASE, CODECS_TRIED, CONFIRMED, FAMILIES, Arm
+from bench.frontier_arms import BASE, CODECS_TRIED, CONFIRMED, FAMILIES, Arm, plain
+from bench.frontier_page import draw_frontier, frontier_section, points
 from bench.frontier_swarm import PEERS, Exchange, Swarm, read_examples
 from bench.frontier_training import StackedAdamW, stacked_gradients
 from peer.data import open_stream
@@ -198,3 +200,23 @@ def test_every_arm_is_a_manifest() -> None:
 def test_manifests_of_confirmed_cells_are_those_of_their_arms(name: str) -> None:
     text = BASE.with_name(name).read_text(encoding="utf-8")
     assert text == FAMILIES[CONFIRMED[name]].grid[0].toml(0), "make them again: python -m bench.frontier_arms"
+
+
+def made_up(family: str, seed: int, loss: float, sent: float, *, index: int = 0) -> dict[str, Any]:
+    arm = plain(FAMILIES[family].grid[index])
+    return {"arm": arm, "seed": seed, "losses": {"900": loss + 0.2, "2700": loss}, "bytes_per_token": sent}
+
+
+def test_the_page_tells_the_best_of_each_grid_and_whether_targets_were_reached(tmp_path: Path) -> None:
+    runs = [made_up("whole batch", seed, 1.3 + seed / 100, 1372.5) for seed in range(2)]
+    runs += [made_up("updates 1 sparse/32 local", seed, (1.3 + seed / 100) * 1.02, 12.5) for seed in range(2)]
+    runs += [made_up("updates 1 sparse/32 local", 0, 9.0, 12.5, index=1), made_up("DiLoCo 30", 0, 1.5, 45.75)]
+    results = {"runs": runs, "machine": "a machine"}
+    found = {point.family.name: point for point in points(results, 2700)}
+    ours = found["updates 1 sparse/32 local"]
+    assert (ours.seeds, round(ours.above, 6), ours.fewer, ours.rate) == (2, 0.02, pytest.approx(109.8), 0.003)
+    page = frontier_section(results)
+    assert "| 10x | +1% | +2.0% | no | updates 1 sparse/32 local | DiLoCo 30: +15.4% |" in page
+    assert "| 100x | +5% | +2.0% | yes | updates 1 sparse/32 local |  |" in page
+    draw_frontier(results, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
