@@ -187,11 +187,13 @@ def main() -> int:
     parser.add_argument("--sizes", type=numbers, default=[4, 40, 160], help="in MB of float32")
     parser.add_argument("--peers", type=numbers, default=[2, 4, 8])
     parser.add_argument("--no-write", action="store_true", help="only print")
+    parser.add_argument("--programs", type=names, default=["waggle", "hivemind"])
     arguments = parser.parse_args()
     if arguments.part == "even":
         cases = even(arguments.codecs, arguments.sizes, arguments.peers, arguments.rounds)
     else:
         cases = uneven(arguments.codecs, arguments.sizes, arguments.rounds)
+    cases = [case for case in cases if case.program in arguments.programs]
     try:
         run(arguments.part, cases, write=not arguments.no_write)
     except (InternetError, CalibrationError) as error:
