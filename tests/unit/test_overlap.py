@@ -164,7 +164,8 @@ def test_overlap_and_a_local_residual() -> None:
     ("rules", "kept", "feedback"),
     [
         ("", "dropped", 0.0),
-        ('codec = "sparse"', "local", 0.0),
+        ('codec = "sparse"', "feedback", 0.95),
+        ('codec = "sparse"\nresidual = "local"', "local", 0.0),
         ('codec = "sparse"\nresidual = "feedback"', "feedback", 0.95),
         ('codec = "sparse"\nerror_feedback = 0.5', "feedback", 0.5),
         ('codec = "sparse"\nerror_feedback = 0.0', "dropped", 0.0),
