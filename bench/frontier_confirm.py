@@ -19,6 +19,8 @@ from rich.console import Console
 
 from bench.frontier import RESULTS, SHORT
 from bench.frontier_arms import FAMILIES, Arm, plain
+from bench.frontier_data import FILE
+from bench.frontier_data import write as write_examples
 from bench.tables import Row, say
 from swarm.manifest import Manifest
 from waggle.demo import follow, start_swarm
@@ -56,6 +58,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=SHORT, help="inner steps, of which the simulator kept the loss")
     arguments = parser.parse_args()
+    if not FILE.exists():
+        write_examples()
     for name, family in CELLS.items():
         path, arm = Path(__file__).with_name(name), FAMILIES[family].grid[0]
         found = run_swarm(path, arguments.steps // arm.inner_steps)
