@@ -19,7 +19,7 @@ from bench.calibrate import CalibrationError, checked
 from bench.floors import encoded_bytes, floor_seconds
 from bench.internet import Internet, InternetError, LinkSpec
 from bench.round_swarm import OURS, STOCK, HangError, RoundSwarm
-from bench.tables import Row, keep, say
+from bench.tables import Row, keep_rows, say
 from peer.rounds.codec import CODECS
 
 EVEN = LinkSpec()
@@ -163,7 +163,7 @@ def run(part: str, cases: Sequence[Case], *, write: bool) -> None:
             seconds = [round(one["seconds"], 2) for one in rows[-1]["measured"]]
             say(case, "floor", round(rows[-1]["floor_seconds"], 2), "seconds", seconds, rows[-1]["hung"][:100])
             if write:
-                keep("goodput", part, {
+                keep_rows("goodput", part, ("program", "codec", "megabytes", "peers"), {
                     "links": [str(link) for link in PARTS[part]], "calibration": calibration, "rows": rows,
                 })  # fmt: skip
 
