@@ -19,7 +19,7 @@ from bench.calibrate import CalibrationError, checked
 from bench.floors import encoded_bytes, floor_seconds
 from bench.internet import Internet, InternetError, LinkSpec
 from bench.round_swarm import OURS, STOCK, HangError, RoundSwarm
-from bench.tables import Row, keep, say
+from bench.tables import Row, keep_rows, say
 from peer.rounds.codec import CODECS
 
 EVEN = LinkSpec()
@@ -163,7 +163,7 @@ def run(part: str, cases: Sequence[Case], *, write: bool) -> None:
             seconds = [round(one["seconds"], 2) for one in rows[-1]["measured"]]
             say(case, "floor", round(rows[-1]["floor_seconds"], 2), "seconds", seconds, rows[-1]["hung"][:100])
             if write:
-                keep("goodput", part, {
+                keep_rows("goodput", part, ("program", "codec", "megabytes", "peers"), {
                     "links": [str(link) for link in PARTS[part]], "calibration": calibration, "rows": rows,
                 })  # fmt: skip
 
@@ -187,11 +187,13 @@ def main() -> int:
     parser.add_argument("--sizes", type=numbers, default=[4, 40, 160], help="in MB of float32")
     parser.add_argument("--peers", type=numbers, default=[2, 4, 8])
     parser.add_argument("--no-write", action="store_true", help="only print")
+    parser.add_argument("--programs", type=names, default=["waggle", "hivemind"])
     arguments = parser.parse_args()
     if arguments.part == "even":
         cases = even(arguments.codecs, arguments.sizes, arguments.peers, arguments.rounds)
     else:
         cases = uneven(arguments.codecs, arguments.sizes, arguments.rounds)
+    cases = [case for case in cases if case.program in arguments.programs]
     try:
         run(arguments.part, cases, write=not arguments.no_write)
     except (InternetError, CalibrationError) as error:

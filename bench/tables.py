@@ -33,6 +33,15 @@ def keep(name: str, part: str, data: Row) -> None:
     path.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
+def keep_rows(name: str, part: str, key: Sequence[str], data: Row) -> None:
+    """As ``keep``, for ``data`` with "rows": those of earlier runs stay where no new row is the same in ``key``."""
+    rows = list(data["rows"])
+    new = [[row[field] for field in key] for row in rows]
+    kept = (load(name) or {}).get(part, {}).get("rows", [])
+    old = [row for row in kept if [row.get(field) for field in key] not in new]
+    keep(name, part, {**data, "rows": [*old, *rows]})
+
+
 def load(name: str) -> Row | None:
     """What was kept under ``name``; None before it was measured."""
     path = RESULTS / f"{name}.json"

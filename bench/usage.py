@@ -16,9 +16,10 @@ import structlog
 
 
 def warnings_only() -> None:
-    """Standard output is for numbers."""
+    """Standard output is for numbers; BENCH_LOG=debug says more on standard error."""
+    level = logging.DEBUG if os.environ.get("BENCH_LOG") == "debug" else logging.WARNING
     structlog.configure(
-        wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING),
+        wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
 

@@ -23,7 +23,7 @@ from bench.goodput import EVEN, UPLINK
 from bench.internet import Internet, InternetError, LinkSpec
 from bench.paced_swarm import PacedPeer, PacedSwarm, SwarmError, manifest
 from bench.stock_swarm import run_stock
-from bench.tables import Row, keep, say
+from bench.tables import Row, keep_rows, say
 
 PEERS = 4
 PARAMETERS = 10_000_000
@@ -164,19 +164,17 @@ def main() -> int:
     """Measures one part."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--part", choices=list(PARTS), default="even")
-    parser.add_argument("--only", type=int, help="only this case of the part, counted from 0; prints it")
+    parser.add_argument("--only", type=int, help="only this case of the part, counted from 0")
     arguments = parser.parse_args()
     link, cases = PARTS[arguments.part]
     try:
         with Internet([link] * PEERS) as internet:
             calibration = checked(internet)
-            if arguments.only is not None:
-                print(measure(internet, cases[arguments.only]))
-                return 0
-            rows: list[Row] = []
-            for case in cases:
-                rows.append(measure(internet, case))
-                keep("utilisation", arguments.part, {"calibration": calibration, "rows": rows})
+            for case in cases if arguments.only is None else [cases[arguments.only]]:
+                row = measure(internet, case)
+                keep_rows(
+                    "utilisation", arguments.part, tuple(asdict(case)), {"calibration": calibration, "rows": [row]}
+                )
     except (InternetError, CalibrationError) as error:
         print(f"bench.utilisation: {error}", file=sys.stderr)
         return 1

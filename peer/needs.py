@@ -10,6 +10,9 @@ if TYPE_CHECKING:
     from swarm.manifest import Manifest
     from swarm.optimizer import Optimizer
 
+MOST_PARTS = 2
+"""No part is longer than so many equal ones, however fast a peer's link is: it is held in memory once by every member's
+values for it."""
 _CODEC_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 2 / 256, "int4": 0.5 + 2 / 256}
 
 
@@ -59,10 +62,13 @@ def memory(manifest: Manifest, parameters: int) -> Memory:
     inner = _slots(manifest.inner) if manifest.inner is not None else 0
     outer = _slots(manifest.outer)
     rules, encoded = manifest.round, int(value_bytes(manifest.round.codec, manifest.round.keep_one_in) * parameters)
-    feedback = {"dropped": 0, "local": size, "feedback": 2 * size}[rules.kept]  # what is left out now, and was before
+    part = MOST_PARTS / rules.min_group_size  # the largest share of the vector that one peer averages
+    # What is left out of the contribution and of our part of the mean now, and what was before.
+    residual = {"dropped": 0, "local": size, "feedback": 2 * size}[rules.kept]
+    residual += int(part * size) if residual else 0
     ahead = size if rules.overlap else 0  # where the work that was handed in ended
     # The contribution, over which the mean is written; what members sent for our part, and our part of two means.
-    exchange = size + encoded + 2 * encoded // rules.min_group_size + feedback + ahead
+    exchange = size + int(MOST_PARTS * encoded + 2 * part * encoded) + residual + ahead
     return Memory(
         parameters=size,
         gradients=size,
@@ -75,8 +81,9 @@ def memory(manifest: Manifest, parameters: int) -> Memory:
 
 def checkpoint_bytes(manifest: Manifest, parameters: int) -> int:
     """The most that one checkpoint takes: committed and local parameters, the state of both optimizers."""
-    inner = _slots(manifest.inner) if manifest.inner is not None else 0
-    return 4 * parameters * (2 + _slots(manifest.outer) + inner)
+    inner, rules = _slots(manifest.inner) if manifest.inner is not None else 0, manifest.round
+    beside = rules.overlap + (rules.kept == "feedback")  # where handed-in work ended; what the codec left out
+    return 4 * parameters * (2 + _slots(manifest.outer) + inner + beside)
 
 
 def in_units(count: int) -> str:

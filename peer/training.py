@@ -92,7 +92,7 @@ class Trainer:
             elif not self.contributed:  # there was nothing to send, and what we kept before is still ours
                 end = read_parameters(self.model) if handed is None else handed.end
                 start = parameters + (end - self._base)
-        elif residual is not None:
+        elif residual is not None and self._manifest.round.kept == "feedback":
             self._residual = residual
         self._handed = None
         if handed is None:
@@ -104,7 +104,7 @@ class Trainer:
     @property
     def done(self) -> bool:
         """Whether there is a contribution: one that was handed in, or all that one peer may do before a round."""
-        return self._handed is not None or self.full
+        return self.contributed > 0 if self._handed is not None else self.full
 
     @property
     def contributed(self) -> int:
@@ -159,7 +159,7 @@ class Trainer:
         return self._result(contribution, self.examples, self.inner_steps, self._loss_sum)
 
     def _hand_in_ahead(self) -> LocalResult:
-        if self._handed is None:
+        if self._handed is None or not self._handed.examples:
             settled = (self._cursor, self._total_steps)
             end = read_parameters(self.model)
             self._handed = Period(end, self.examples, self.inner_steps, self._loss_sum, settled)
@@ -197,10 +197,10 @@ class Trainer:
         return LocalWork(tensors, facts)
 
     def settled_work(self) -> LocalWork:
-        """As ``save_work``, but as of the last ``load`` and without tensors: while an inner step is under way."""
+        """As ``save_work``, but as of the last commit and without what changes: while an inner step is under way."""
         cursor, total_steps = self._settled
         facts = {"cursor": asdict(cursor), "total_steps": total_steps, "examples": 0, "inner_steps": 0, "loss_sum": 0.0}
-        return LocalWork({}, facts)
+        return LocalWork({} if self._residual is None else {"residual": self._residual}, facts)
 
     def load_work(self, work: LocalWork) -> None:
         """Goes on from ``save_work``, after ``load`` of the same committed state.

@@ -90,7 +90,7 @@ class RoundResult:
     """How one round ended.
 
     committed: whether the outer step advanced. reason: empty on commit, else why not, in one word of
-    docs/metrics.md. refused: peer id -> reason, for contributions left out. residual: with error feedback, what of
+    docs/metrics.md. refused: peer id -> reason, for contributions left out. residual: where it is told, what of
     our contribution the commit lacks, float32 [parameters].
     """
 

@@ -180,9 +180,7 @@ class Round(Section):
             return self.residual
         if self.error_feedback is not None:
             return "feedback" if self.error_feedback else "dropped"
-        if self.codec != "sparse":
-            return "dropped"
-        return "local" if self.average == "updates" else "feedback"
+        return "feedback" if self.codec == "sparse" else "dropped"
 
     @property
     def feedback(self) -> float:

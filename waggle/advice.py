@@ -6,7 +6,7 @@ Pure: numbers in, a choice out. What `waggle run new` writes into a template.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from peer.needs import in_units
@@ -14,24 +14,39 @@ from swarm.errors import UsageError
 from swarm.optimizer import Optimizer
 from waggle.run import bytes_per_outer_step
 
-# The rules, one table. Source: four peers, 357 k parameters, AdamW, steps of 4 x 8 x 64 bytes of text, one seed.
-# Validation loss after 900 steps: the whole batch in one process 1.423; updates averaged every step 1.462, every 10
-# steps 1.551, 15: 1.590, 30: 1.633; 30 with outer Nesterov 0.7/0.9 1.934, with 0.7/0.6 1.713; sparse with error
-# feedback, every step 1.626, every 5 steps 1.593, every 15 steps 1.726. After 2700 steps: the whole batch 1.226, every
-# 30 steps 1.341, with Nesterov 1.396. One peer alone after 900: 1.762. So: few inner steps are worth more than exact
-# values, and sparse is for links that carry nothing else.
+# The rules. Source: the learning frontier in docs/performance.md (bench/frontier.py: four peers, 117 k parameters,
+# AdamW, steps of 4 x 8 x 64 bytes of text, 900 and 2700 of them). Few inner steps are worth more than exact values. A
+# sparse codec whose remainder stays in the peer's own parameters learns what fp32 learns, while inner steps times
+# keep_one_in stay at 40 or so: every step with 32, every 10 with 4. Far above that (15 times 64) it diverges, and at
+# many inner steps without it (SparseLoCo) it is the last resort. A mean that comes one round late costs more than three
+# times the inner steps do (10 overlapped 1.78, 30 blocking 1.63 after 900 steps), so overlap is for links on which
+# nothing else is good enough.
 INNER_STEPS = (1, 2, 5, 10, 20, 30, 50, 100, 200, 500)
 """Tried in this order: the first that the link carries is taken."""
-CODECS: Mapping[str, float | None] = {"fp16": None, "int8": None, "int4": 0.95}
-"""codec -> error feedback, in order of preference, at any number of inner steps."""
-SPARSE: Mapping[str, float | None] = {"sparse": 0.95}
+MOST_SPARSE = 40
+"""Inner steps times keep_one_in, with a local residual."""
 SPARSE_INNER_STEPS = 30
-"""Tried last, and only from so many inner steps on, or where the horizon allows no more."""
+"""SparseLoCo is tried last, and only from so many inner steps on, or where the horizon allows no more."""
 MIN_OUTER_STEPS = 30
 """What a run needs at least, to be more than the mean of peers that each learned alone."""
 LONG_HORIZON = 20_000
 """Inner steps from which outer Nesterov is taken. DiLoCo's runs were longer (Douillard et al. 2023: 88 000); the
 longest of ours, 2700, was still better without. With sparse never: error feedback is a momentum of its own."""
+
+
+@dataclass(frozen=True)
+class Sending:
+    """How values travel: fields of [round], None where they are to be left out."""
+
+    codec: str
+    keep_one_in: int | None = None
+    residual: str | None = None
+    error_feedback: float | None = None
+
+
+FP16, INT8 = Sending("fp16"), Sending("int8")
+INT4 = Sending("int4", error_feedback=0.95)
+SPARSELOCO = Sending("sparse", keep_one_in=64, error_feedback=0.95)
 PLAIN = Optimizer(optimizer="sgd", learning_rate=1.0)
 NESTEROV = Optimizer(optimizer="sgd", learning_rate=0.7, momentum=0.9, nesterov=True)
 
@@ -62,7 +77,7 @@ class Cost:
 
     inner_steps: int
     overlap: int
-    codec: str
+    sending: Sending
     sent_bytes: int
     uplink_mbit: float
     step_seconds: float
@@ -114,13 +129,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Advice:
-    """What to put into a manifest.
-
-    error_feedback: None where the codec wants none. why: for whom it was chosen, and what it costs; one line each.
-    """
+    """What to put into a manifest. why: for whom it was chosen, and what it costs; one line each."""
 
     cost: Cost
-    error_feedback: float | None
     outer: Optimizer
     why: tuple[str, str]
 
@@ -140,8 +151,8 @@ def choose(parameters: int, horizon: int, uplink_mbit: float, peers: int, step_s
     """
     _check(horizon=horizon, uplink_mbit=uplink_mbit, peers=peers, step_seconds=step_seconds)
     costs = [
-        Cost(inner_steps, overlap, codec, bytes_per_outer_step(parameters, codec, peers), uplink_mbit, step_seconds)
-        for inner_steps, overlap, codec in _candidates(horizon)
+        Cost(inner_steps, overlap, sending, _bytes(parameters, sending, peers), uplink_mbit, step_seconds)
+        for inner_steps, overlap, sending in _candidates(horizon)
     ]
     good = [cost for cost in costs if cost.good]
     if not good:
@@ -149,10 +160,9 @@ def choose(parameters: int, horizon: int, uplink_mbit: float, peers: int, step_s
         least = min(cost.share for cost in most)
         good = [cost for cost in most if cost.share <= NEARLY * least]
     chosen = good[0]
-    steady = horizon >= LONG_HORIZON and chosen.codec not in SPARSE
+    steady = horizon >= LONG_HORIZON and chosen.sending.codec != "sparse"
     return Advice(
         cost=chosen,
-        error_feedback={**CODECS, **SPARSE}[chosen.codec],
         outer=NESTEROV if steady else PLAIN,
         why=(
             f"chosen for {horizon:,} inner steps of {step_seconds:g} s, {peers} peers, {uplink_mbit:g} Mbit/s up",
@@ -161,15 +171,27 @@ def choose(parameters: int, horizon: int, uplink_mbit: float, peers: int, step_s
     )
 
 
-def _candidates(horizon: int) -> Iterator[tuple[int, int, str]]:
-    """(inner steps, overlap, codec), the best first. Inner steps never fall on the way: a faster link has fewer."""
+def _bytes(parameters: int, sending: Sending, peers: int) -> int:
+    return bytes_per_outer_step(parameters, sending.codec, peers, sending.keep_one_in or 64)
+
+
+def _candidates(horizon: int) -> Iterator[tuple[int, int, Sending]]:
+    """(inner steps, overlap, how), the best first. Inner steps never fall on the way: a faster link has fewer."""
     most = horizon // MIN_OUTER_STEPS
     for inner_steps in sorted({min(steps, most) for steps in INNER_STEPS}):
-        thrifty = [SPARSE] if inner_steps >= min(SPARSE_INNER_STEPS, most) else []
-        for codecs in (CODECS, *thrifty):
-            for overlap in (0, 1):
-                for codec in codecs:
-                    yield inner_steps, overlap, codec
+        ways = [[FP16, INT8, _thrifty(inner_steps)]]
+        if inner_steps >= min(SPARSE_INNER_STEPS, most):
+            ways.append([SPARSELOCO])
+        for sendings in ways:
+            for overlap in (0, 1) if inner_steps == min(INNER_STEPS[-1], most) else (0,):
+                for sending in sendings:
+                    yield inner_steps, overlap, sending
+
+
+def _thrifty(inner_steps: int) -> Sending:
+    """What costs the fewest bytes and hardly any loss, at so many inner steps."""
+    kept = [density for density in (32, 16, 8, 4) if inner_steps * density <= MOST_SPARSE]
+    return Sending("sparse", keep_one_in=kept[0], residual="local") if kept else INT4
 
 
 def _check(**values: float) -> None:

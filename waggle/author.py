@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -100,9 +100,7 @@ def _with_rounds(blank: str, advice: Advice, horizon: int) -> str:
         optimizer[-1] += "               # the mean of the peers' parameters is the new state"
     lines = [f"# {line}" for line in advice.why]
     lines += ['average = "updates"', f"inner_steps = {cost.inner_steps}".ljust(34) + "# of each peer, before a round"]
-    lines += [f'codec = "{cost.codec}"']
-    if advice.error_feedback is not None:
-        lines.append(f"error_feedback = {advice.error_feedback}")
+    lines += [f"{name} = {json.dumps(value)}" for name, value in asdict(cost.sending).items() if value is not None]
     if cost.overlap:
         lines.append("overlap = 1".ljust(34) + "# a round runs during the next local work")
     if cost.phase_seconds != Round.model_fields["exchange_seconds"].default:

@@ -318,6 +318,8 @@ class Attempt:
             else:
                 assert self._local is not None  # whoever is not ready is in no group
                 link, pending = await proposal.make(self._local)
+        except Moved as error:  # no correct leader sends its group away, and our contribution is being used up
+            raise RoundError("leader-malformed", self._leader, "sent its group away") from error
         except RoundError as error:
             if error.culprit is None:
                 raise  # it came from the leader
@@ -327,7 +329,7 @@ class Attempt:
             raise
         finally:
             self._refused, self._codec_seconds = proposal.refused, proposal.codec_seconds
-        self._residual = proposal.residual
+        self._residual = self._rounds.residual = proposal.residual
         self._rounds.accepted = (Accepted(ballot=group.ballot, link=link), pending)
         vote = Vote.sign(self._context.identity, group.ballot, link)
         await channel.send(Voted(link=link, vote=vote))

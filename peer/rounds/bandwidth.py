@@ -9,9 +9,10 @@ receives.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from peer.needs import MOST_PARTS
 from swarm.identity import PeerId
 
 LEAST_BYTES = 1 << 18
@@ -25,6 +26,7 @@ _FORGOTTEN_AFTER = 8
 """Timings without news of a peer: who reduces nothing is sent nothing, and may have a better link by now."""
 ALIKE = 1.5
 """Rates within this factor of each other are one rate: parts should not follow the noise."""
+_ROUNDING = 1e-9
 _MOST_RATIO = 16.0
 """No rate counts for more than so many times the median: the largest part that a lie about others can bring."""
 
@@ -91,20 +93,19 @@ class Observed:
         return {peer: min(max(1, round(self._rates[peer])), MOST_RATE_BYTES) for peer in peers if peer in self._rates}
 
 
-def link_rates(told: Mapping[PeerId, Mapping[PeerId, int]]) -> dict[PeerId, float]:
-    """Bytes per second of each member's link, the slower direction; only where all others were heard of.
+def link_rates(told: Mapping[PeerId, Mapping[PeerId, int]], reducers: Collection[PeerId]) -> dict[PeerId, float]:
+    """Bytes per second of each reducer's link, the slower direction; only where it heard of all and most of it.
 
-    told: by member, the rates at which it received from others. A member's own word counts for how fast it receives
-    and never for how fast it sends: what it declares is bounded by what the others observed.
+    told: by member, the rates at which it received from others; only reducers are sent to. A reducer's own word counts
+    for how fast it receives and never for how fast it sends: what it declares is bounded by what the others observed.
     """
-    members = told.keys()
     found = {}
-    for peer in members:
-        others = members - {peer}
-        sent = [told[other].get(peer) for other in others]
-        received = [told[peer].get(other) for other in others]
-        if others and None not in sent and None not in received:
-            found[peer] = min(float(sum(filter(None, sent))), float(sum(filter(None, received))))
+    for peer in reducers:
+        others = [other for other in reducers if other != peer]
+        sent = [told[other][peer] for other in others if peer in told[other]]
+        received = [told[peer].get(other) for other in told if other != peer]
+        if 2 * len(sent) > len(others) and None not in received:  # one that says nothing stops nobody
+            found[peer] = min(sum(sent) * len(others) / len(sent), float(sum(filter(None, received))))
     return found
 
 
@@ -114,7 +115,7 @@ def divide(values: int, reducers: Sequence[PeerId], members: int, rates: Mapping
     In a group of n a member with the share p of the values sends (1 - p) of its own and n - 1 times p of the mean:
     1 + (n - 2) p vectors, and receives as many. With rates b the longest of (1 + (n - 2) p) / b is least where all
     are equal, but no share is negative: water-filling. Equal parts where rates are unknown or alike, and in pairs,
-    where both send one vector whatever the parts.
+    where both send one vector whatever the parts. No part is longer than MOST_PARTS equal ones.
 
     rates: bytes per second by member; a reducer without one counts as the median.
     """
@@ -125,7 +126,7 @@ def divide(values: int, reducers: Sequence[PeerId], members: int, rates: Mapping
         return _whole(values, dict.fromkeys(reducers, 1.0 / len(reducers)))
     median = statistics.median(known)
     bounded = {peer: min(rates.get(peer, median), _MOST_RATIO * median) for peer in reducers}
-    return _whole(values, _shares(bounded, members))
+    return _whole(values, _capped(_shares(bounded, members), bounded, MOST_PARTS / len(reducers)))
 
 
 def _shares(rates: Mapping[PeerId, float], members: int) -> dict[PeerId, float]:
@@ -139,6 +140,16 @@ def _shares(rates: Mapping[PeerId, float], members: int) -> dict[PeerId, float]:
     shares = dict.fromkeys(rates, 0.0)
     shares.update({peer: max(0.0, rates[peer] * seconds - 1.0) / (members - 2) for peer in taking})
     return shares
+
+
+def _capped(shares: Mapping[PeerId, float], rates: Mapping[PeerId, float], most: float) -> dict[PeerId, float]:
+    """No share above ``most``; what is above goes to the others, by their rates."""
+    capped = {peer: min(share, most) for peer, share in shares.items()}
+    while (rest := 1.0 - sum(capped.values())) > _ROUNDING:
+        room = [peer for peer, share in capped.items() if share < most]
+        total = sum(rates[peer] for peer in room)
+        capped.update({peer: min(most, capped[peer] + rest * rates[peer] / total) for peer in room})
+    return capped
 
 
 def _whole(values: int, shares: Mapping[PeerId, float]) -> dict[PeerId, int]:

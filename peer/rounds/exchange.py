@@ -32,6 +32,9 @@ from swarm.deadline import within
 from swarm.identity import PeerId
 from swarm.wire import Channel, LocalChannel, WireError
 
+MOST_BROUGHT = 2
+"""What the mean lacks is brought again as if our weight were at least the group's average over this."""
+
 
 @dataclass(frozen=True)
 class Mean:
@@ -85,7 +88,7 @@ class Exchange:
         self._encoded: dict[PeerId, int] = {}  # chunks of each part that are past needing our values
         lift_at = 0.0 if is_timed(outer_step) else time.monotonic() + deadlines.exchange / 3
         self._leads = {reducer: Lead(lift_at) for reducer in self._parts}
-        self._progress = asyncio.Event()
+        self._progress = {reducer: asyncio.Event() for reducer in self._parts}
         self._total = 0
         self._trades: dict[asyncio.Task[float], PeerId] = {}
 
@@ -115,8 +118,7 @@ class Exchange:
         self._due = time.monotonic() + self._context.deadlines.commit
         self._total = sum(self._weights[peer] for peer in included)
         self._verdict.set()
-        if reducing:
-            self._reduction.include(included)
+        self._reduction.include(included)
         return included
 
     def abandon(self) -> None:
@@ -124,6 +126,7 @@ class Exchange:
         for trade in self._trades:
             trade.cancel()
         self._reduction.abandon()
+        self._vector, self._residual = torch.empty(0), None  # the exchange is kept for a while; this is not
 
     # -- as a member -----------------------------------------------------------------------------------------
 
@@ -150,12 +153,12 @@ class Exchange:
         """What we did not send, and in our own part also what the mean that we encoded lacks.
 
         Only we know that; brought again with our weight it moves the mean by as much (DoubleSqueeze, Tang et al.
-        2019, where a server does so).
+        2019, where a server does so). But a peer that did little this time may do much the next.
         """
         residual, self._residual = self._residual, None
-        ours, lacking = self._weights[self._context.peer_id], self._reduction.residual
+        ours, lacking = self._weights[self._context.peer_id], self._reduction.take_residual()
         if residual is not None and lacking is not None and ours:
-            residual[self._part] += lacking * (self._total / ours)
+            residual[self._part] += lacking * min(self._total / ours, MOST_BROUGHT * len(self._weights))
         return residual
 
     async def _all(self, verdict: asyncio.Future[Any]) -> None:
@@ -243,10 +246,10 @@ class Exchange:
         """Waits until a chunk does not run too far ahead of the mean."""
         lead, silence = self._leads[reducer], self._context.deadlines.silence
         while lead.too_far(index, size_bytes, time.monotonic()):
-            self._progress.clear()
+            self._progress[reducer].clear()
             left = min(silence, lead.lift_at - time.monotonic())
             try:
-                await within(self._progress.wait(), max(0.0, left))
+                await within(self._progress[reducer].wait(), max(0.0, left))
             except asyncio.TimeoutError:
                 lead.lifted = True
 
@@ -274,7 +277,7 @@ class Exchange:
                 raise WireError("denied", message.reason)
             if isinstance(message, Again):
                 self._leads[reducer].lifted = True  # the reducer needs all contributions first
-                self._progress.set()
+                self._progress[reducer].set()
                 return None
             if isinstance(message, MeanEnd) and index == len(parts):
                 return message.square_norm
@@ -283,7 +286,7 @@ class Exchange:
             if ours and self._encoded.get(reducer, 0) <= index:
                 raise WireError("malformed", "a mean without our values")  # which it would overwrite
             self._leads[reducer].came_back(index, len(payload), time.monotonic())
-            self._progress.set()
+            self._progress[reducer].set()
             if await self.workshop.work(partial(self._decode, parts[index], payload)):
                 raise WireError("malformed", "a mean that is not finite")
         return None

@@ -253,8 +253,8 @@ class Leader:
     def _group_members(self, readies: Mapping[PeerId, Ready]) -> list[Member]:
         """In the order of peer ids, each with a part that suits its link; those that nobody can dial with none."""
         maddrs = {peer: self._joins[peer].maddrs for peer in sorted(readies)}
-        rates = link_rates({peer: ready.rates for peer, ready in readies.items()})
         reducers = [peer for peer, known in maddrs.items() if known]
+        rates = link_rates({peer: ready.rates for peer, ready in readies.items()}, reducers)
         lengths = divide(self._context.parameters, reducers, len(readies), rates) if reducers else {}
         return [
             Member(peer_id=peer, maddrs=known, examples=readies[peer].examples, values=lengths.get(peer, 0))

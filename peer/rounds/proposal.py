@@ -32,7 +32,7 @@ class Proposal:
     """One member's work in one group.
 
     hear: the leader's next message. reached: told of the stages. refused: whose contribution does not count, and
-    why. certificate: of what the others committed before we were done. residual: with error feedback, what of our
+    why. certificate: of what the others committed before we were done. residual: where it is to be told, what of our
     contribution counts only when we bring it again. codec_seconds: spent on values in the exchange.
     """
 
@@ -77,6 +77,7 @@ class Proposal:
     async def _held_or_fetched(self, link: Link) -> Pending:
         accepted = self._rounds.accepted
         if accepted is not None and accepted[0].link.hash() == link.hash():
+            self.residual = self._rounds.residual
             return accepted[1]
         log.info("completing an earlier ballot", outer_step=link.outer_step, donors=self._group.donors)
         donors = [peer for peer in self._group.donors if peer != self._context.peer_id]

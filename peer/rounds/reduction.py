@@ -84,10 +84,10 @@ class Reduction:
     def _new_edition(self) -> Edition:
         return Edition(len(self._chunks), torch.zeros(self._length) if self._context.residual else None)
 
-    @property
-    def residual(self) -> torch.Tensor | None:
-        """Where it is to be told, what the encoded mean of our part lacks, float32 [part]; else None."""
-        return self._edition.residual
+    def take_residual(self) -> torch.Tensor | None:
+        """Where it is to be told, what the encoded mean of our part lacks, float32 [part]; else None. Once."""
+        residual, self._edition.residual = self._edition.residual, None
+        return residual
 
     # -- what members send -----------------------------------------------------------------------------------
 
@@ -110,7 +110,7 @@ class Reduction:
             self._refused[sender] = reason
             self._norms.pop(sender, None)
             self._received.pop(sender, None)
-            if self._ahead is not None:  # its hope is gone
+            if sender in self._contributors and not self._confirmed.is_set():  # the hope is gone
                 self._begin_again()
             self._context.listener.refused(sender, reason)
         if not self._waiting() and not self.report.done():
@@ -206,9 +206,10 @@ class Reduction:
 
     def _begin_again(self) -> None:
         """What was sent of the mean is void; what it is over, the verdict says."""
-        if self._ahead is not None:
-            self._ahead.cancel()
-            self._ahead = None
+        if self._ahead is None:
+            return  # so it is already
+        self._ahead.cancel()
+        self._ahead = None
         void, self._edition = self._edition, self._new_edition()
         void.void()
 
@@ -274,6 +275,9 @@ class Reduction:
         """Nobody gets a mean any more."""
         if self._ahead is not None:
             self._ahead.cancel()
+            self._ahead = None
+        self._contributors = []
+        self._received.clear()
         self._edition.end()
 
 

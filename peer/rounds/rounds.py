@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 import structlog
+import torch
 
 from peer.rounds.absences import Absences
 from peer.rounds.attempt import Attempt
@@ -34,7 +35,8 @@ _SOON_SECONDS = 3.0
 class Rounds:
     """All methods belong to the network's loop.
 
-    promised, accepted: what this peer promised and voted for at the outer step after its head. table: the seats of
+    promised, accepted: what this peer promised and voted for at the outer step after its head. residual: of its
+    contribution to what it voted for. table: the seats of
     the attempt under way. ahead: who refused us because it stands elsewhere: it has what we lack, or we what it lacks.
     observed: how fast values come from others.
     """
@@ -45,6 +47,7 @@ class Rounds:
         self.observed = Observed()
         self.promised: Ballot | None = None
         self.accepted: tuple[Accepted, Pending] | None = None
+        self.residual: torch.Tensor | None = None
         self.table: Leader | None = None
         self.ahead: PeerId | None = None
         self._attempt: Attempt | None = None
@@ -119,7 +122,7 @@ class Rounds:
 
     def forget(self) -> None:
         """The head moved: what was promised for the old one is void."""
-        self.promised, self.accepted, self.ahead = None, None, None
+        self.promised, self.accepted, self.residual, self.ahead = None, None, None, None
         self.absences.majority()
         self.context.spawn(self._notify())
 

@@ -19,7 +19,7 @@ KILLED_AFTER = 10
 MODES: dict[str, tuple[str, dict[str, Any]]] = {
     "gradients": ("gradients", {}),
     "updates": ("updates", {}),
-    "overlapped": ("updates", {"overlap": 1, "codec": "sparse"}),
+    "overlapped": ("updates", {"overlap": 1, "codec": "sparse", "keep_one_in": 4, "residual": "local"}),
 }
 
 

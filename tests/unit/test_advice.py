@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from swarm.errors import UsageError
 from swarm.manifest import Manifest
 from waggle import author
-from waggle.advice import BUSY_SHARE, LONG_HORIZON, MIN_OUTER_STEPS, NESTEROV, PLAIN, SPARSE, Advice, choose
+from waggle.advice import BUSY_SHARE, LONG_HORIZON, MIN_OUTER_STEPS, MOST_SPARSE, NESTEROV, PLAIN, Advice, choose
 
 HORIZONS = st.one_of(st.integers(30, 5000), st.integers(30, 10**9))
 MBIT = st.floats(0.01, 10**6)
@@ -54,9 +55,14 @@ def test_it_always_makes_a_valid_manifest(
     plan = author.Plan(horizon, uplink_mbit, peers, step_seconds)
     text, advice = author.filled("mine", template, plan)
     manifest = Manifest.from_toml(text.replace('author = "@AUTHOR@"', ""))
-    assert (manifest.round.inner_steps, manifest.round.codec) == (advice.cost.inner_steps, advice.cost.codec)
+    assert (manifest.round.inner_steps, manifest.round.codec) == (advice.cost.inner_steps, advice.cost.sending.codec)
     assert manifest.round.overlap == advice.cost.overlap
-    assert (manifest.round.error_feedback, manifest.outer) == (advice.error_feedback, advice.outer)
+    assert (manifest.round.error_feedback, manifest.outer) == (advice.cost.sending.error_feedback, advice.outer)
+    assert (manifest.round.residual, manifest.round.keep_one_in) == (
+        advice.cost.sending.residual, advice.cost.sending.keep_one_in or 64,
+    )  # fmt: skip
+    if manifest.round.kept == "local":
+        assert manifest.round.inner_steps * manifest.round.keep_one_in <= MOST_SPARSE, "it would diverge"
     assert "@" not in text.replace('"@AUTHOR@"', ""), "nothing is left to fill in"
     # A phase that lasts as long as its bytes on the link, and as long again, does not fail the round.
     longest = min(86400.0, max(60.0, advice.cost.wire_seconds))
@@ -86,20 +92,22 @@ def test_what_good_enough_means() -> None:
 
 
 def test_a_coarser_codec_comes_before_more_inner_steps_and_only_where_it_helps() -> None:
-    assert demo(uplink_mbit=1000.0).cost.codec == "fp16", "a fast link needs no other"
+    assert demo(uplink_mbit=1000.0).cost.sending.codec == "fp16", "a fast link needs no other"
     slow = {"parameters": 3_279_360, "step_seconds": 60.0}
-    found = [demo(**slow, uplink_mbit=mbit).cost for mbit in (100.0, 20.0, 10.0, 0.1)]
-    assert [(cost.inner_steps, cost.codec) for cost in found[:3]] == [(1, "fp16"), (1, "int8"), (1, "int4")]
-    assert found[3].inner_steps > 1
+    found = [demo(**slow, uplink_mbit=mbit).cost for mbit in (100.0, 20.0, 10.0, 1.0, 0.1)]
+    assert [(cost.inner_steps, cost.sending.codec) for cost in found[:3]] == [(1, "fp16"), (1, "int8"), (1, "sparse")]
+    assert found[2].sending.keep_one_in == 32
+    assert found[3] == dataclasses.replace(found[2], uplink_mbit=1.0), "a hundredth of the bytes, every step"
+    assert found[4].inner_steps > 1
     brief = demo(horizon=30, step_seconds=0.001, uplink_mbit=10_000.0)
-    assert (brief.cost.inner_steps, brief.cost.codec) == (1, "fp16"), "rounds take their second whatever the codec"
+    assert (brief.cost.inner_steps, brief.cost.sending.codec) == (1, "fp16"), "a second, whatever the codec"
 
 
 def test_outer_nesterov_is_for_long_runs() -> None:
     assert demo(horizon=LONG_HORIZON - 1).outer == PLAIN
     assert demo(horizon=LONG_HORIZON).outer == NESTEROV
     slowest = demo(parameters=10**9, horizon=10**6)
-    assert slowest.outer == (PLAIN if slowest.cost.codec in SPARSE else NESTEROV)
+    assert slowest.outer == (PLAIN if slowest.cost.sending.codec == "sparse" else NESTEROV)
 
 
 def test_the_author_is_told_for_whom_and_at_what_cost() -> None:

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from peer.needs import MOST_PARTS
 from peer.rounds.bandwidth import ALIKE, LEAST_BYTES, Flows, Observed, divide, link_rates
 
 PEERS = [f"peer-{index}" for index in range(8)]
@@ -26,7 +27,7 @@ def test_parts_add_up_whatever_the_rates(values: int, rates: list[float], client
     lengths = divide(values, reducers, len(rates) + clients, dict(zip(reducers, rates, strict=True)))
     assert list(lengths) == reducers
     assert sum(lengths.values()) == values
-    assert all(length >= 0 for length in lengths.values())
+    assert all(0 <= length <= MOST_PARTS * values / len(reducers) + 1 for length in lengths.values())
 
 
 @given(st.integers(1, 500), st.integers(1, 8))
@@ -48,7 +49,9 @@ def test_no_other_division_is_faster(rates: list[float], data: st.DataObject) ->
     lengths[taker] += moved
     other = slowest_seconds(lengths, len(rates), known)
     alike = max(rates) <= ALIKE * min(rates)
-    assert ours <= other * (ALIKE if alike else 1.0 + 1e-4)
+    most = int(MOST_PARTS * values / len(reducers))
+    if max(lengths.values()) <= most > max(divide(values, reducers, len(rates), known).values()):
+        assert ours <= other * (ALIKE if alike else 1.0 + 1e-4)
 
 
 def test_one_slow_link_reduces_nothing_and_a_slower_one_less() -> None:
@@ -80,14 +83,23 @@ def test_what_a_peer_declares_is_bounded_by_what_others_observed() -> None:
         liar: {slow: 10**12, other: 10**12},  # it receives like nobody else, it says
         other: {slow: 500, liar: 100},
     }
-    rates = link_rates(told)
+    rates = link_rates(told, [slow, liar, other])
     assert rates[liar] == 200  # what the others got from it
     assert rates[other] == 600  # what it received itself
 
 
-def test_a_peer_that_not_all_have_heard_of_has_no_rate() -> None:
-    assert link_rates({PEERS[0]: {PEERS[1]: 5}, PEERS[1]: {}}) == {}
-    assert link_rates({PEERS[0]: {}}) == {}
+def test_a_peer_of_which_little_is_known_has_no_rate() -> None:
+    one, two, three = PEERS[:3]
+    assert link_rates({one: {two: 5}, two: {}}, [one, two]) == {}
+    assert link_rates({one: {}}, [one]) == {}
+    assert link_rates({one: {two: 5}, two: {one: 3}, three: {}}, [one, two, three]) == {}
+
+
+def test_one_that_says_nothing_and_one_that_nobody_can_dial_stop_nobody() -> None:
+    one, two, three, mute, client = PEERS[:5]
+    told = {peer: {other: 10 for other in PEERS[:5] if other != peer} for peer in (one, two, three)}
+    rates = link_rates({**told, mute: {}, client: {}}, [one, two, three, mute])
+    assert rates == {one: 30.0, two: 30.0, three: 30.0}  # three others are sent to; two of them said 10
 
 
 def test_flows_are_timed_from_the_first_message_to_the_last() -> None:

@@ -62,6 +62,16 @@ def test_a_contribution_stays_what_it_was_until_a_round_commits_it() -> None:
     assert (first.examples, first.inner_steps, first.loss) == (again.examples, again.inner_steps, again.loss)
 
 
+def test_an_empty_contribution_is_made_again_from_what_was_done_meanwhile() -> None:
+    trainer, _ = a_trainer(a_manifest(OVERLAP))
+    assert trainer.hand_in().examples == 0  # work that was not finite was dropped
+    assert not trainer.done
+    work(trainer, 2)  # ahead; then the round came to nothing, for want of work
+    work(trainer, 1)
+    assert trainer.hand_in().examples == 3 * BATCH_SIZE
+    assert trainer.done
+
+
 def test_a_download_drops_all_of_it() -> None:
     trainer, _ = a_trainer(a_manifest(OVERLAP))
     base = parameters(trainer)
@@ -154,7 +164,8 @@ def test_overlap_and_a_local_residual() -> None:
     ("rules", "kept", "feedback"),
     [
         ("", "dropped", 0.0),
-        ('codec = "sparse"', "local", 0.0),
+        ('codec = "sparse"', "feedback", 0.95),
+        ('codec = "sparse"\nresidual = "local"', "local", 0.0),
         ('codec = "sparse"\nresidual = "feedback"', "feedback", 0.95),
         ('codec = "sparse"\nerror_feedback = 0.5', "feedback", 0.5),
         ('codec = "sparse"\nerror_feedback = 0.0', "dropped", 0.0),
@@ -206,7 +217,10 @@ def test_work_that_was_saved_goes_on_bit_for_bit(text: str) -> None:
     one, other = whole.hand_in(), again.hand_in()
     assert torch.equal(one.contribution, other.contribution)
     assert (one.examples, one.inner_steps, one.loss) == (other.examples, other.inner_steps, other.loss)
-    assert whole.settled_work() == again.settled_work()
+    ours, theirs = whole.settled_work(), again.settled_work()
+    assert ours.facts == theirs.facts
+    assert ours.tensors.keys() == theirs.tensors.keys() == ({"residual"} if manifest.round.feedback else set())
+    assert all(torch.equal(value, theirs.tensors[name]) for name, value in ours.tensors.items())
 
 
 @pytest.mark.parametrize("name", ["residual", "handed"])

@@ -200,10 +200,11 @@ def test_all_reduce_costs_each_peer_twice_the_size_but_for_its_own_part() -> Non
 def test_memory_counts_what_the_optimizers_keep() -> None:
     need = memory(manifest(), 1000)
     assert (need.parameters, need.gradients, need.committed) == (4000, 4000, 4000)
-    # the contribution and the mean over it; what came for our part and two means of it, in fp16; two next states
-    assert need.round == 4000 + 2000 + 2000 + 2 * 8000
+    # The contribution and the mean over it; what came for a part of all values and two means of it, in fp16, all of
+    # them at most twice as long as equal parts of two; two next states.
+    assert need.round == 4000 + 2 * 2000 + 2 * 2000 + 2 * 8000
     assert (need.inner_optimizer, need.outer_optimizer) == (0, 4000)  # momentum
-    assert need.total == 16000 + 24000
+    assert need.total == 16000 + 28000
     demo = memory(Manifest.load(ROOT / "runs" / "demo.toml"), 1000)
     assert (demo.inner_optimizer, demo.outer_optimizer) == (8000, 0)  # AdamW; plain SGD
     muon = Manifest.from_toml((ROOT / "runs" / "demo.toml").read_text().replace('"adamw"', '"muon"'))

@@ -1,8 +1,8 @@
-"""The largest 64 of every 4096 values, in two bits each: what SparseLoCo sends (Sarfi et al. 2025).
+"""The largest few of every 4096 values, in two bits each: what SparseLoCo sends, with 64 (Sarfi et al. 2025).
 
-It leaves most of a contribution out and needs error feedback: what was left out joins the next one. A row of 4096
-values takes 84 bytes. Its indices cost 8 bits each by Elias-Fano coding: the lower 6 bits of each, and the upper
-ones in unary, 128 bits in all, so that the size is fixed. Its values are signs, and which of two magnitudes.
+It leaves most of a contribution out, which must not be lost (``residual`` in the manifest). With 64 kept, a row of 4096
+values takes 84 bytes. Its indices cost 8 bits each by Elias-Fano coding: the lower 6 bits of each, and the upper ones
+in unary, 128 bits in all, so that the size is fixed. Its values are signs, and which of two magnitudes.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def _two_magnitudes(magnitudes: torch.Tensor) -> tuple[torch.Tensor, torch.Tenso
 
 
 class SparseCodec:
-    """Top 64 of 4096, two bits for each.
+    """Top 64 of 4096, or another share that is a power of 2; two bits for each.
 
     Of a row with these values kept, the decoded ones are the nearest that two magnitudes allow, but for the rounding
     of the two (2**-8 of each, or 2**-127). What is not kept decodes to 0.

@@ -1,0 +1,80 @@
+"""Do real peers learn what bench/frontier.py says? Two of its cells, run by four `waggle peer` processes on loopback.
+
+    .venv/bin/python -m bench.frontier_confirm
+
+Same manifest, same shares of the data, the same number of inner steps. Writes what they came to into
+bench/results/frontier.json beside the simulated losses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import threading
+from pathlib import Path
+
+import httpx
+from rich.console import Console
+
+from bench.frontier import RESULTS, SHORT
+from bench.frontier_arms import FAMILIES, Arm, plain
+from bench.frontier_data import FILE
+from bench.frontier_data import write as write_examples
+from bench.tables import Row, say
+from swarm.manifest import Manifest
+from waggle.demo import follow, start_swarm
+from waggle.processes import Processes
+from waggle.report import read_journals
+
+PEERS = 4
+CELLS = {"frontier_fp32.toml": "updates 1 fp32", "frontier_sparse.toml": "updates 1 sparse/32 kept"}
+"""Manifest beside this file -> the family whose first arm it is."""
+
+
+def run_swarm(path: Path, outer_steps: int) -> Row:
+    """Four real peers to the end: the validation loss there, the bytes that a peer sent, whether digests agreed."""
+    with tempfile.TemporaryDirectory() as folder, Processes(Path(folder)) as processes:
+        stop = threading.Event()
+        children = start_swarm(processes, path, Path(folder), PEERS, outer_steps, stop)
+        with httpx.Client(trust_env=False, timeout=1.0) as client:
+            follow(processes, children, client, Console(stderr=True, quiet=True), stop)
+        report = read_journals(Manifest.load(path), [child.folder for child in children])
+        losses = report.validation[max(report.validation)]
+        return {"loss": sum(losses) / len(losses), "outer_steps": report.outer_steps, "agreed": report.agreed}
+
+
+def simulated(results: Row, arm: Arm, steps: int) -> float | None:
+    """The loss of the same arm and seed in one process."""
+    defaults = plain(Arm("updates"))
+    for run in results["runs"]:
+        if {**defaults, **run["arm"]} == plain(arm) and run["seed"] == 0 and str(steps) in run["losses"]:
+            return float(run["losses"][str(steps)])
+    return None
+
+
+def main() -> None:
+    """Runs the cells one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=SHORT, help="inner steps, of which the simulator kept the loss")
+    arguments = parser.parse_args()
+    if not FILE.exists():
+        write_examples()
+    for name, family in CELLS.items():
+        path, arm = Path(__file__).with_name(name), FAMILIES[family].grid[0]
+        found = run_swarm(path, arguments.steps // arm.inner_steps)
+        results = json.loads(RESULTS.read_text(encoding="utf-8"))  # the simulator may have gone on meanwhile
+        row = {
+            "family": family,
+            "steps": arguments.steps,
+            "simulated": simulated(results, arm, arguments.steps),
+            **found,
+        }
+        kept = [one for one in results.get("confirmed", []) if one["family"] != family]
+        results["confirmed"] = [*kept, row]
+        RESULTS.write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+        say(row)
+
+
+if __name__ == "__main__":
+    main()
