@@ -64,6 +64,8 @@ class Results:
     def put(self, run: Run) -> None:
         """Keeps ``run`` in place of a shorter one."""
         run = json.loads(json.dumps(run))
+        if self._path.exists():  # what bench/frontier_confirm.py has put there meanwhile
+            self.data["confirmed"] = json.loads(self._path.read_text(encoding="utf-8")).get("confirmed", [])
         same = ("arm", "seed")
         self.data["runs"] = [old for old in self.data["runs"] if any(old[key] != run[key] for key in same)] + [run]
         self.data["machine"] = machine()
