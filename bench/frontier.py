@@ -46,24 +46,38 @@ class Results:
         self.data: dict[str, Any] = {"runs": []}
         if path.exists():
             self.data = json.loads(path.read_text(encoding="utf-8"))
+        names = {json.dumps(plain(arm)): family.name for family in FAMILIES.values() for arm in family.grid}
+        for run in self.data["runs"]:  # settings that came later, and names of today
+            run["arm"] = {key: run["arm"].get(key, value) for key, value in DEFAULTS.items()}
+            run["family"] = names.get(json.dumps(run["arm"]), run["family"])
+        self.data["runs"].sort(key=lambda run: len(run["losses"]))
+        self.data["runs"] = list({json.dumps([run["arm"], run["seed"]]): run for run in self.data["runs"]}.values())
 
     def find(self, arm: Arm, seed: int, steps: int) -> Run | None:
         """The run of this arm, if it reached ``steps``."""
         settings = plain(arm)
         for run in self.data["runs"]:
-            if {**DEFAULTS, **run["arm"]} == settings and run["seed"] == seed and str(steps) in run["losses"]:
+            if run["arm"] == settings and run["seed"] == seed and str(steps) in run["losses"]:
                 return dict(run)
         return None
 
     def put(self, run: Run) -> None:
         """Keeps ``run`` in place of a shorter one."""
         run = json.loads(json.dumps(run))
+        if self._path.exists():  # what bench/frontier_confirm.py has put there meanwhile
+            self.data["confirmed"] = json.loads(self._path.read_text(encoding="utf-8")).get("confirmed", [])
         same = ("arm", "seed")
         self.data["runs"] = [old for old in self.data["runs"] if any(old[key] != run[key] for key in same)] + [run]
         self.data["machine"] = machine()
         fresh = self._path.with_suffix(".new")
         fresh.write_text(json.dumps(self.data, indent=0) + "\n", encoding="utf-8")
         fresh.replace(self._path)
+
+
+def state_file(arm: Arm, seed: int) -> Path:
+    """Where a run that was not longer than SHORT goes on."""
+    special = {key: value for key, value in plain(arm).items() if value != DEFAULTS[key]}
+    return STATES / (hashlib.sha256(json.dumps([special, seed]).encode()).hexdigest()[:16] + ".safetensors")
 
 
 class Runner:
@@ -81,7 +95,7 @@ class Runner:
         manifest, start = arm.manifest(seed), time.process_time()
         swarm = Swarm(arm, manifest, self._gradients, self._examples(seed))
         run: Run = {"family": family.name, "arm": asdict(arm), "seed": seed, "losses": {}}
-        state = STATES / (hashlib.sha256(json.dumps([plain(arm), seed]).encode()).hexdigest()[:16] + ".safetensors")
+        state = state_file(arm, seed)
         begun = self._results.find(arm, seed, SHORT)
         if begun is not None and state.exists():  # it went this far when the grid was tried
             run |= {"losses": begun["losses"], "cpu_seconds": begun.get("cpu_seconds", 0.0)}

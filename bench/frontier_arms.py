@@ -25,7 +25,8 @@ class Arm:
     """How the peers of one run exchange.
 
     kind: what is averaged, as in a manifest; or "alone", four peers that never exchange; or "sparta", whose peers
-    average a random share of the parameters after each inner step. keep: what a peer could not send stays in its own
+    average a random share of the parameters after each inner step. mixing: how far an overlapped mean moves a peer from
+    where it was when it handed in, towards the committed state. keep: what a peer could not send stays in its own
     parameters, and so in its next contribution; ``feedback`` is then 0. mean_codec: where the mean has another one.
     outer: of SGD; AdamW as the inner one with "gradients". share: of the parameters, with "sparta".
     """
@@ -37,6 +38,7 @@ class Arm:
     feedback: float = 0.0
     mean_feedback: bool = True
     overlap: bool = False
+    mixing: float = 1.0
     keep: bool = False
     learning_rate: float = 0.003
     outer_rate: float = 1.0
@@ -111,9 +113,13 @@ def _family(name: str, arm: Arm, published: str = "") -> Family:
     return Family(name, tuple(replace(arm, learning_rate=rate) for rate in RATES), published)
 
 
+def _overlapped(mixing: float) -> str:
+    return " overlapped" if mixing == 1 else f" overlapped, mixed {mixing:g}"
+
+
 def _local(inner_steps: int, codec: str, **more: object) -> Family:
     arm = replace(Arm("updates", inner_steps, codec=codec, keep=True), **more)  # type: ignore[arg-type]
-    said = (" overlapped" if arm.overlap else "") + (f", mean {arm.mean_codec}" if arm.mean_codec else "")
+    said = (_overlapped(arm.mixing) if arm.overlap else "") + (f", mean {arm.mean_codec}" if arm.mean_codec else "")
     said += "" if arm.mean_feedback else ", mean's rest lost"
     return _family(f"updates {inner_steps} {codec} local{said}", arm)
 
@@ -131,8 +137,11 @@ FAMILIES: dict[str, Family] = {
         _family("gradients 1 sparse/32 ef.999", Arm("gradients", codec="sparse/32", feedback=0.999)),
         *(_family(f"updates {steps} fp32", Arm("updates", steps)) for steps in (1, 2, 5, 10, 30, 100)),
         *(_family(f"updates {steps} int8", Arm("updates", steps, codec="int8")) for steps in (2, 5, 10)),
-        _family("updates 10 fp32 overlapped", Arm("updates", 10, overlap=True)),
-        _family("updates 30 fp32 overlapped", Arm("updates", 30, overlap=True)),
+        *(
+            _family(f"updates {steps} fp32{_overlapped(mixing)}", Arm("updates", steps, overlap=True, mixing=mixing))
+            for steps in (5, 10, 30)
+            for mixing in (1.0, 0.5)
+        ),
         _family("updates 30 fp32 nesterov.5", Arm("updates", 30, momentum=0.5, outer_rate=0.7)),
         _family("updates 1 sparse ef.95", Arm("updates", codec="sparse", feedback=0.95)),
         _family("updates 5 sparse ef.95", Arm("updates", 5, codec="sparse", feedback=0.95)),
@@ -150,6 +159,7 @@ FAMILIES: dict[str, Family] = {
         _local(15, "sparse"),
         _local(5, "int4"),
         _local(5, "sparse/4"),
+        _local(5, "sparse/8"),
         _local(5, "sparse/16"),
         _local(10, "int4"),
         _local(10, "sparse/4"),
@@ -157,6 +167,8 @@ FAMILIES: dict[str, Family] = {
         _local(1, "sparse", overlap=True),
         _local(5, "sparse", overlap=True),
         _local(5, "sparse/16", overlap=True),
+        _local(5, "sparse/16", overlap=True, mixing=0.5),
+        _local(10, "sparse/4", overlap=True, mixing=0.5),
         *(
             _family(f"DiLoCo {steps}", Arm("updates", steps, momentum=0.9, outer_rate=0.7), DILOCO)
             for steps in (30, 100)

@@ -1,4 +1,4 @@
-"""Do real peers learn what bench/frontier.py says? Two of its cells, run by four `waggle peer` processes on loopback.
+"""Do real peers learn what bench/frontier.py says? Some of its cells, run by four `waggle peer` processes on loopback.
 
     .venv/bin/python -m bench.frontier_confirm
 
@@ -18,7 +18,7 @@ import httpx
 from rich.console import Console
 
 from bench.frontier import RESULTS, SHORT
-from bench.frontier_arms import FAMILIES, Arm, plain
+from bench.frontier_arms import CONFIRMED, FAMILIES, Arm, plain
 from bench.frontier_data import FILE
 from bench.frontier_data import write as write_examples
 from bench.tables import Row, say
@@ -28,8 +28,6 @@ from waggle.processes import Processes
 from waggle.report import read_journals
 
 PEERS = 4
-CELLS = {"frontier_fp32.toml": "updates 1 fp32", "frontier_sparse.toml": "updates 1 sparse/32 kept"}
-"""Manifest beside this file -> the family whose first arm it is."""
 
 
 def run_swarm(path: Path, outer_steps: int) -> Row:
@@ -60,7 +58,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not FILE.exists():
         write_examples()
-    for name, family in CELLS.items():
+    for name, family in CONFIRMED.items():
         path, arm = Path(__file__).with_name(name), FAMILIES[family].grid[0]
         found = run_swarm(path, arguments.steps // arm.inner_steps)
         results = json.loads(RESULTS.read_text(encoding="utf-8"))  # the simulator may have gone on meanwhile

@@ -149,7 +149,7 @@ class Swarm:
             if self._handed_in is not None:
                 self.committed, self._slots = self._next(self._mean)
                 self.outer_steps += 1
-                self.local += self._fresh() - self._handed_in
+                self.local += (self._fresh() - self._handed_in) * self._arm.mixing
             self._handed_in = self.local.clone()
             self._mean = self._exchange.mean(self.committed - self.local)
 
