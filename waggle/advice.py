@@ -45,7 +45,7 @@ class Sending:
 
 
 FP16, INT8 = Sending("fp16"), Sending("int8")
-INT4 = Sending("int4", error_feedback=0.95)
+INT4 = Sending("int4", residual="local")
 SPARSELOCO = Sending("sparse", keep_one_in=64, error_feedback=0.95)
 PLAIN = Optimizer(optimizer="sgd", learning_rate=1.0)
 NESTEROV = Optimizer(optimizer="sgd", learning_rate=0.7, momentum=0.9, nesterov=True)
