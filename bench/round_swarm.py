@@ -102,9 +102,10 @@ class RoundSwarm:
         self._folder.cleanup()
 
     def _end(self) -> None:
+        if self.speakers:
+            self._internet.clear()  # stock hivemind leaves processes behind, which hold on to our pipes
         for speaker in self.speakers:
             speaker.end()
-        self._internet.clear()  # of what stock hivemind leaves behind
 
     def _all(self, orders: Sequence[Mapping[str, Any]], seconds: float) -> list[Row]:
         """Tells each its order at the same moment; their answers. Raises HangError: who did not answer."""
