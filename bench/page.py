@@ -26,19 +26,19 @@ Medians unless said otherwise. Digests: whether all peers held the same one afte
 
 SHORTFALLS = """## What did not reach its number
 
-- **Utilisation, blocking, 30 steps of 1 s: 0.95 was wanted; int8 has 0.93 and int4 0.94.** The bytes of int8 alone take
-  1.21 s of an outer step and those of int4 0.61; the rest is that four peers encode, decode, apply and hash 40 MB each on
-  two cores at the same moment (1.4 CPU seconds of each peer for an outer step), and some 0.3 s of handing in and taking
-  up vectors between steps. With `overlap = 1` none of it is lost: 0.99, but the mean comes one round late, which costs
-  learning in short runs (the frontier's table).
-- **40 MB of int8, int4 and sparse among four peers are far from their floors** for the same reason: the codecs' work,
-  of four peers on two cores, is no longer small beside the wire. fp32 is at 80 %: plain TCP connections between the same
-  hosts, that wait for nothing, take 5.4 to 5.7 s for these bytes (84 to 88 %), because three flows into each host are
-  never quite alike.
-- **Below one byte per token SparseLoCo is better than anything of ours.** `codec = "sparse"` with
-  `residual = "feedback"` is that recipe; `waggle run new` takes it only where no other setting fits the link.
-- **The frontier's grids did not run to the end.** Arms marked "not tuned" ran with one rate, and most with one seed: two
-  cores had an hour for it. Run `python -m bench.frontier` again to go on where it stopped.
+- **Utilisation, blocking, 30 steps of 1 s: 0.95 was wanted; int8 has 0.93 and int4 0.94.** The bytes of int8 alone
+  take 1.21 s of an outer step and those of int4 0.61; the rest is that four peers encode, decode, apply and hash 40
+  MB each on two cores at the same moment (1.4 CPU seconds of each peer for an outer step), and some 0.3 s of
+  handing in and taking up vectors between steps. With `overlap = 1` none of it is lost: 0.99, but the mean comes
+  one round late, which costs learning in short runs (the frontier's table).
+- **40 MB of int8, int4 and sparse among four peers are far from their floors** for the same reason: the codecs'
+  work, of four peers on two cores, is no longer small beside the wire. fp32 is at 80 %: plain TCP connections
+  between the same hosts, that wait for nothing, take 5.4 to 5.7 s for these bytes (84 to 88 %), because three flows
+  into each host are never quite alike.
+- **Below one byte per token SparseLoCo is better than anything of ours.** `codec = "sparse"` with `residual =
+  "feedback"` is that recipe; `waggle run new` takes it only where no other setting fits the link.
+- **The frontier's grids did not run to the end.** Arms marked "not tuned" ran with one rate, and most with one
+  seed: two cores had an hour for it. Run `python -m bench.frontier` again to go on where it stopped.
 - Optimizers with Muon, 8 peers and 160 MB have no row in these tables."""
 
 SECTIONS: dict[str, Callable[[Row], str]] = {
