@@ -276,8 +276,8 @@ sparsest codec with `keep_one_in` times `inner_steps` at most 40. That product i
 until it is sent. Up to there sparse costs nothing that can be seen beside the same inner steps with fp32; at 64 it
 costs 2%, at 256 and 320 13%, and at 960 the peers' parameters drift apart until nothing is learned: there, with
 `residual = "feedback"`, it still is. DiLoCo's outer momentum loses in runs this short. A mean that comes one round
-late costs more than three times the inner steps; moving only half way to it (`mixed 0.5`: Streaming DiLoCo, Douillard
-et al. 2025) halves that cost. Blocking, at {short_steps} steps:
+late costs more than three times the inner steps do; a peer that moves only half way to it (`mixed 0.5`, as in
+Streaming DiLoCo: Douillard et al. 2025) has less than half of that cost. Blocking, at {short_steps} steps:
 
 {defaults}
 
