@@ -144,6 +144,8 @@ FAMILIES: dict[str, Family] = {
         ),
         _family("updates 30 fp32 nesterov.5", Arm("updates", 30, momentum=0.5, outer_rate=0.7)),
         _family("updates 1 sparse ef.95", Arm("updates", codec="sparse", feedback=0.95)),
+        # All that differs from "updates 1 sparse/32 local" is where local work begins.
+        _family("updates 1 sparse/32 ef.999", Arm("updates", codec="sparse/32", feedback=0.999)),
         _family("updates 5 sparse ef.95", Arm("updates", 5, codec="sparse", feedback=0.95)),
         _family("updates 10 int4 ef.95", Arm("updates", 10, codec="int4", feedback=0.95)),
         _local(1, "int4"),

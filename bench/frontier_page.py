@@ -110,6 +110,10 @@ def _cells(point: Point) -> list[str]:
 HEAD = ("arm", "rate", "bytes per token", "fewer", "loss", "seeds", "over whole batch", "over fp32 updates every step")
 
 
+def _seeds(point: Point) -> str:
+    return f"{point.seeds} seed" + "s" * (point.seeds > 1)
+
+
 def _target_rows(found: Sequence[Point]) -> list[list[str]]:
     rows = []
     for fewer, allowed in TARGETS:
@@ -117,8 +121,9 @@ def _target_rows(found: Sequence[Point]) -> list[list[str]]:
         if ours is None:
             continue
         met = "yes" if ours.above <= allowed else "no"
-        other = "" if theirs is None else f"{theirs.family.name}: {theirs.above:+.1%}"
-        rows.append([f"{fewer}x", f"{allowed:+.0%}", f"{ours.above:+.1%}", met, ours.family.name, other])
+        other = "" if theirs is None else f"{theirs.family.name}: {theirs.above:+.1%} ({_seeds(theirs)})"
+        by = f"{ours.family.name} ({_seeds(ours)})"
+        rows.append([f"{fewer}x", f"{allowed:+.0%}", f"{ours.above:+.1%}", met, by, other])
     return rows
 
 
@@ -217,7 +222,7 @@ def _default_rows(found: Sequence[Point]) -> list[list[str]]:
     rows = []
     for steps, codec, family in DEFAULTS:
         point = by_name.get(family)
-        shown = ["-", "-"] if point is None else [f"{point.above:+.1%}", f"{point.fewer:.3g}x"]
+        shown = ["-", "-"] if point is None else [f"{point.above:+.1%} ({_seeds(point)})", f"{point.fewer:.3g}x"]
         rows.append([steps, codec, "local", "SGD at 1.0", *shown])
     return rows
 
@@ -225,12 +230,12 @@ def _default_rows(found: Sequence[Point]) -> list[list[str]]:
 SECTION = """## The learning frontier
 
 What does a run learn for the bytes that it sends? Four peers, 117 thousand parameters, batches of 8 examples of 64
-bytes for each, AdamW with {warmup} steps of warm-up and a constant rate; equal tokens for every arm, {short_steps} and
-{long_steps} inner steps. Zero is one process with the whole batch of 32; `alone` is a peer with a quarter of the
+bytes for each, AdamW with {warmup} steps of warm-up and a constant rate; equal tokens for every arm, {short_steps}
+and {long_steps} inner steps. Zero is one process with the whole batch of 32; `alone` is a peer with a quarter of the
 tokens. Rates: of each arm the best of its grid ({rates}) on seed 0 at {short_steps} steps, where the table does not
-say "not tuned". Losses are means over seeds, with their standard deviation; percentages compare runs of equal
-seeds. Bytes are counted from real payloads: what a peer sends to the others, contributions and means, for each token
-that it trained on.
+say "not tuned": those ran at the first of the grid only, which was the best where all of it ran. Losses are means
+over seeds, with their standard deviation; percentages compare runs of equal seeds. Bytes are counted from real
+payloads: what a peer sends to the others, contributions and means, for each token that it trained on.
 
 One process plays all four peers, with the codecs, the partition, the optimizers, the data streams and the model of
 real ones ({machine}). The committed state is held once, so that digests are equal by construction. Examples come in
@@ -246,15 +251,18 @@ At {short_steps} steps:
 
 {short_targets}
 
+These are the best of many arms, mostly of one seed, and where an arm has two, their losses over the whole batch
+differ by up to three points: differences of one or two are not told apart here. At the fewest bytes, those of
+SparseLoCo 15, ours is worse than it, and at {short_steps} steps one peer alone is better than both.
+
 ### What "local" means
 
 With a codec that leaves things out, local work usually begins at the committed state, and what was left out is added
-to the next contribution (error feedback). A peer then computes its gradients where its own unsent progress is
-missing, and makes the same progress again, as often as it takes until that value is sent: with one value in 64 sent
-each round, some 64 times. So frequent sparse rounds were worse than rare ones. With `residual = "local"` local work
-begins at the committed state minus what was left out: a peer's own unsent progress stays in its parameters, and so in
-its next contribution, which is again committed minus local. (Step-ahead error feedback: Xu, Huo and Huang 2021, there
-for gradients.) Nothing else differs, neither on the wire nor in what is committed.
+to the next contribution (error feedback). With `residual = "local"` local work begins at the committed state minus
+what was left out: a peer's own unsent progress stays in its parameters, and so in its next contribution, which is
+again committed minus local. (Step-ahead error feedback: Xu, Huo and Huang 2021, there for gradients.) Nothing else
+differs, neither on the wire nor in what is committed. `updates 1 sparse/32` was run both ways. Why it helps was not
+measured; a likely reason is that a peer which does not see its own unsent progress makes it again.
 
 ### {long_steps} inner steps
 
@@ -273,11 +281,12 @@ the loss is that of its peers' mean parameters. Recipes run as they were publish
 
 Few inner steps are worth more than exact values: take as few as the link and its round trips allow, and then the
 sparsest codec with `keep_one_in` times `inner_steps` at most 40. That product is how many inner steps a value waits
-until it is sent. Up to there sparse costs nothing that can be seen beside the same inner steps with fp32; at 64 it
-costs 2%, at 256 and 320 13%, and at 960 the peers' parameters drift apart until nothing is learned: there, with
-`residual = "feedback"`, it still is. DiLoCo's outer momentum loses in runs this short. A mean that comes one round
-late costs more than three times the inner steps do; a peer that moves only half way to it (`mixed 0.5`, as in
-Streaming DiLoCo: Douillard et al. 2025) has less than half of that cost. Blocking, at {short_steps} steps:
+until it is sent. Up to there sparse cost under 0.5% beside the same inner steps with fp32 (seed 0); at 64 it costs
+2%, at 256 and 320 13%, and at 960 the peers' parameters drift apart until nothing is learned: there, with `residual =
+"feedback"`, it still is. DiLoCo's outer momentum loses in runs this short. A mean that comes one round late cost more
+than three times the inner steps did. Moving only half way to it (`mixed 0.5`, as in Streaming DiLoCo: Douillard et
+al. 2025) had less than half of that cost with 10 inner steps of fp32, and made no difference with 5 of sparse/16. One
+seed each. Blocking, at {short_steps} steps:
 
 {defaults}
 

@@ -216,7 +216,7 @@ def test_the_page_tells_the_best_of_each_grid_and_whether_targets_were_reached(t
     ours = found["updates 1 sparse/32 local"]
     assert (ours.seeds, round(ours.above, 6), ours.fewer, ours.rate) == (2, 0.02, pytest.approx(109.8), 0.003)
     page = frontier_section(results)
-    assert "| 10x | +1% | +2.0% | no | updates 1 sparse/32 local | DiLoCo 30: +15.4% |" in page
-    assert "| 100x | +5% | +2.0% | yes | updates 1 sparse/32 local |  |" in page
+    assert "| 10x | +1% | +2.0% | no | updates 1 sparse/32 local (2 seeds) | DiLoCo 30: +15.4% (1 seed) |" in page
+    assert "| 100x | +5% | +2.0% | yes | updates 1 sparse/32 local (2 seeds) |  |" in page
     draw_frontier(results, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
