@@ -18,9 +18,8 @@ _CODEC_BYTES = {"fp32": 4.0, "fp16": 2.0, "int8": 1 + 2 / 256, "int4": 0.5 + 2 /
 
 def value_bytes(codec: str, keep_one_in: int = 64) -> float:
     """Bytes for each value on the wire, scales and indices included; headers of messages are under 0.1% of fp32."""
-    if (
-        codec == "sparse"
-    ):  # a row of 4096: two scales; for each kept value 2 bits for its own and 2 + log2 for its index
+    if codec == "sparse":
+        # a row of 4096: two scales; for each value that is kept 2 bits for itself and 2 + log2 for its index
         return (4 + 4096 // keep_one_in * (4 + math.log2(keep_one_in)) / 8) / 4096
     return _CODEC_BYTES[codec]
 

@@ -70,7 +70,7 @@ class Exchange:
     def __init__(self, context: Context, outer_step: int, group: Group, contribution: torch.Tensor):
         self.outer_step, self.ballot = outer_step, group.ballot
         self.workshop = Workshop()
-        self._context, self._group = context, group
+        self._context = context
         self._vector = contribution
         self._residual = torch.zeros_like(contribution) if context.residual else None
         self._weights = {member.peer_id: member.examples for member in group.members}
@@ -114,7 +114,7 @@ class Exchange:
         if reducing:
             lacking += self._reduction.lacks(included)
         if lacking or not any(self._weights[peer] for peer in included):
-            raise RoundError("leader-malformed", self._group.ballot.leader, f"includes {lacking}")
+            raise RoundError("leader-malformed", self.ballot.leader, f"includes {lacking}")
         self._due = time.monotonic() + self._context.deadlines.commit
         self._total = sum(self._weights[peer] for peer in included)
         self._verdict.set()
@@ -176,7 +176,7 @@ class Exchange:
     def _late(self, reducers: list[PeerId]) -> RoundError:
         """Who is to blame when the means of ``reducers`` are not here in time."""
         if not self._verdict.is_set():
-            return RoundError("leader-deadline", self._group.ballot.leader)
+            return RoundError("leader-deadline", self.ballot.leader)
         ours = self._context.peer_id in reducers or 2 * len(reducers) > len(self._parts)  # or our own line is slow
         return RoundError("reducer-deadline", self._context.peer_id if ours else reducers[0])
 
