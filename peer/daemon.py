@@ -433,7 +433,8 @@ class Peer:
         self._event(Event.STOPPED)
 
     def _write_last_line(self) -> None:
-        status = self._status()
+        assert self._online is not None
+        status = self._status(self._online)
         fields = ("peer_id", "outer_step", "digest", "examples", "bytes_sent", "bytes_received", "processes")
         try:
             self._journal.write("stop", reason=self._shutdown.reason, **{name: status[name] for name in fields})
@@ -453,9 +454,8 @@ class Peer:
         if self._online is not None and self._phase not in (Phase.LEAVING, Phase.STOPPED):
             self._loop.call(self._online.watch.hurry)
 
-    def _status(self) -> dict[str, Any]:
-        assert self._online is not None
-        online, head = self._online, self._store.head
+    def _status(self, online: Online) -> dict[str, Any]:
+        head = self._store.head
         return {
             "run_id": self._manifest.run_id,
             "author": self._manifest.author,

@@ -59,7 +59,8 @@ def terms_of(manifest: Manifest) -> Terms:
 class Online:
     """Everything that needs the network.
 
-    phase: the peer's, as of now. status: fields of /status that the daemon knows. fail: ends the peer with an error.
+    phase: the peer's, as of now. status: the fields of /status, asked for as soon as its port is open, which is before
+    `start` returns. fail: ends the peer with an error.
     """
 
     def __init__(
@@ -69,7 +70,7 @@ class Online:
         store: Store,
         metrics: PeerMetrics,
         phase: Callable[[], Phase],
-        status: Callable[[], dict[str, Any]],
+        status: Callable[[Online], dict[str, Any]],
         fail: Callable[[WaggleError], None],
     ):
         self.store, self.metrics = store, metrics
@@ -111,7 +112,9 @@ class Online:
             await self._start_parts(identity, manifest)
             address = settings.http_address
             if address is not None:
-                self.exposition = Exposition(self.metrics.registry, self._status, self._healthy, self._ready)
+                self.exposition = Exposition(
+                    self.metrics.registry, lambda: self._status(self), self._healthy, self._ready
+                )
                 await self.exposition.start(*address)
         except BaseException:
             await self.network.stop()

@@ -13,7 +13,9 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.processes import LOCAL, House, Peer, manifest, until, write_corpus
+from peer import daemon
+from swarm.identity import Identity
+from tests.processes import LOCAL, PEER, House, Peer, manifest, until, write_corpus
 
 STATUS = {
     "run_id", "peer_id", "maddrs", "phase", "outer_step", "swarm_outer_step", "digest", "loss", "peers", "group_size",
@@ -77,6 +79,36 @@ def test_health_and_status(peers: list[Peer]) -> None:
     assert (status["peers"], status["group_size"], status["processes"]) == (1, 2, 2)
     assert any("/quic-v1/p2p/" in maddr for maddr in status["maddrs"])
     assert client.status["maddrs"] == []  # in client mode nobody can dial it, and yet it commits
+
+
+class EarlyAsked(Peer):
+    """A peer that is asked for its status as soon as its port is open; the answer is in its folder."""
+
+    code = f"from tests.integration.test_seeing import ask_early; ask_early(); {PEER}"
+
+
+def ask_early() -> None:
+    """Makes this process, which is about to become a peer, ask itself before its start goes on."""
+
+    class Asked(daemon.Online):
+        async def start(self, identity: Identity, version: str) -> None:
+            await super().start(identity, version)
+            assert self.exposition is not None
+            async with httpx.AsyncClient(trust_env=False, timeout=30) as client:
+                answer = await client.get(f"{self.exposition.url}/status")
+            (identity.path.parent / "early.json").write_text(answer.text)
+
+    daemon.Online = Asked  # type: ignore[misc]  # the one that the daemon makes
+
+
+def test_status_is_whole_from_the_first_answer(house: House, run: str) -> None:
+    early = EarlyAsked(house.folder / "early", run)
+    house.programs.append(early)
+    early.release().hear("peer started")
+    status = json.loads((early.folder / "early.json").read_text())
+    assert set(status) >= STATUS
+    assert (status["phase"], status["outer_step"]) == ("starting", 0)
+    early.kill()
 
 
 def test_waggle_status_shows_a_running_peer(peers: list[Peer]) -> None:
