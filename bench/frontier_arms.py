@@ -147,6 +147,10 @@ FAMILIES: dict[str, Family] = {
         # All that differs from "updates 1 sparse/32 local" is where local work begins.
         _family("updates 1 sparse/32 ef.999", Arm("updates", codec="sparse/32", feedback=0.999)),
         _family("updates 5 sparse ef.95", Arm("updates", 5, codec="sparse", feedback=0.95)),
+        *(
+            _family(f"updates {steps} {codec} ef.95", Arm("updates", steps, codec=codec, feedback=0.95))
+            for steps, codec in ((30, "sparse/32"), (50, "sparse/16"), (100, "sparse/8"), (100, "sparse/16"))
+        ),
         _family("updates 10 int4 ef.95", Arm("updates", 10, codec="int4", feedback=0.95)),
         _local(1, "int4"),
         _local(1, "sparse/4"),
@@ -166,6 +170,7 @@ FAMILIES: dict[str, Family] = {
         _local(10, "int4"),
         _local(10, "sparse/4"),
         _local(30, "int4"),
+        _local(100, "int4"),
         _local(1, "sparse", overlap=True),
         _local(5, "sparse", overlap=True),
         _local(5, "sparse/16", overlap=True),

@@ -81,7 +81,8 @@ class SGD:
             momentum = slots["momentum"] * settings.momentum + update
             new["momentum"] = momentum
             update = update + momentum * settings.momentum if settings.nesterov else momentum
-        return parameters - update * learning_rate(settings, outer_step), new
+        scaled = update * learning_rate(settings, outer_step)
+        return torch.sub(parameters, scaled, out=scaled), new  # in memory that is there: fresh one is slow
 
 
 class AdamW:

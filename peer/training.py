@@ -153,9 +153,10 @@ class Trainer:
         if self._manifest.round.overlap:
             return self._hand_in_ahead()
         if self._gradients:
-            contribution = read_gradients(self.model) / max(1, self.examples)
+            contribution = read_gradients(self.model).div_(max(1, self.examples))
         else:
-            contribution = self._base - read_parameters(self.model)
+            local = read_parameters(self.model)
+            contribution = torch.sub(self._base, local, out=local)  # fresh memory costs more than the subtraction
         return self._result(contribution, self.examples, self.inner_steps, self._loss_sum)
 
     def _hand_in_ahead(self) -> LocalResult:
