@@ -28,7 +28,8 @@ class Arm:
     average a random share of the parameters after each inner step. mixing: how far an overlapped mean moves a peer from
     where it was when it handed in, towards the committed state. keep: what a peer could not send stays in its own
     parameters, and so in its next contribution; ``feedback`` is then 0. mean_codec: where the mean has another one.
-    outer: of SGD; AdamW as the inner one with "gradients". share: of the parameters, with "sparta".
+    outer: of SGD; AdamW as the inner one with "gradients". share: of the parameters, with "sparta". gathered: everyone
+    sends its whole contribution to everyone, who takes the mean of what it decodes; else parts go to their reducers.
     """
 
     kind: Kind
@@ -45,6 +46,7 @@ class Arm:
     momentum: float = 0.0
     betas: tuple[float, float] = (0.9, 0.95)
     share: float = 0.0
+    gathered: bool = False
 
     def codecs(self) -> tuple[Codec, Codec]:
         """Of contributions, of the mean."""
@@ -149,7 +151,15 @@ FAMILIES: dict[str, Family] = {
         _family("updates 5 sparse ef.95", Arm("updates", 5, codec="sparse", feedback=0.95)),
         *(
             _family(f"updates {steps} {codec} ef.95", Arm("updates", steps, codec=codec, feedback=0.95))
-            for steps, codec in ((30, "sparse/32"), (50, "sparse/16"), (100, "sparse/8"), (100, "sparse/16"))
+            for steps, codec in (
+                (10, "sparse"),
+                (15, "sparse"),
+                (20, "sparse"),
+                (30, "sparse"),
+                (30, "sparse/32"),
+                (50, "sparse/16"),
+                (100, "sparse/8"),
+            )
         ),
         _family("updates 10 int4 ef.95", Arm("updates", 10, codec="int4", feedback=0.95)),
         _local(1, "int4"),
@@ -181,7 +191,11 @@ FAMILIES: dict[str, Family] = {
             for steps in (30, 100)
         ),
         *(
-            _family(f"SparseLoCo {steps}", Arm("updates", steps, codec="sparse", feedback=0.95), SPARSELOCO)
+            _family(
+                f"SparseLoCo {steps}",
+                Arm("updates", steps, codec="sparse", feedback=0.95, gathered=True),
+                SPARSELOCO,
+            )
             for steps in (15, 30)
         ),
         *(_family(f"SPARTA {share:.1%}", Arm("sparta", share=share), SPARTA) for share in (0.005, 0.05)),

@@ -35,6 +35,7 @@ class Exchange:
 
     def __init__(self, arm: Arm, parameters: int):
         self._feedback, self._mean_feedback, self._keep = arm.feedback, arm.mean_feedback, arm.keep
+        self._gathered = arm.gathered
         self._codec, self._mean_codec = arm.codecs()
         short, longer = divmod(parameters, PEERS)  # peers with equal links have equal parts
         self._parts = partition([short + (peer < longer) for peer in range(PEERS)])
@@ -48,8 +49,11 @@ class Exchange:
         for peer in range(PEERS):
             for reducer, part in enumerate(self._parts):
                 size = through(self._codec, wanted[peer], decoded[peer], part)
-                self.sent_bytes[peer] += size if peer != reducer else 0
+                self.sent_bytes[peer] += size * (PEERS - 1 if self._gathered else peer != reducer)
         exact = (decoded.double().sum(dim=0) / PEERS).float()
+        if self._gathered:
+            self.left_out = wanted - decoded
+            return exact
         mean = torch.empty_like(exact)
         for reducer, part in enumerate(self._parts):
             self.sent_bytes[reducer] += (PEERS - 1) * through(self._mean_codec, exact, mean, part)

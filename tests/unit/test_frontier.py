@@ -184,6 +184,19 @@ def test_error_feedback_loses_nothing(codec: str) -> None:
     torch.testing.assert_close(sent + exchange.left_out.mean(dim=0), true, rtol=1e-4, atol=1e-4)
 
 
+def test_gathered_contributions_have_the_mean_of_what_each_decodes_to() -> None:
+    torch.manual_seed(0)
+    contributions = torch.randn(PEERS, 3 * 65536)
+    arm = Arm("updates", codec="int8", feedback=0.95, gathered=True)
+    exchange, (codec, _) = Exchange(arm, contributions.shape[1]), arm.codecs()
+    mean = exchange.mean(contributions)
+    decoded = contributions - exchange.left_out
+    assert torch.equal(mean, (decoded.double().sum(dim=0) / PEERS).float())
+    assert not torch.equal(mean, contributions.double().mean(dim=0).float())
+    whole = codec.max_bytes(contributions.shape[1])
+    assert exchange.sent_bytes == pytest.approx([whole * (PEERS - 1)] * PEERS, rel=1e-3)
+
+
 def test_sparse_of_other_densities_costs_what_it_says() -> None:
     for low_bits, bits in ((2, 6), (3, 7), (4, 8), (5, 9), (6, 10)):
         assert SparseCodec(low_bits).max_bytes(4096) == 4 + (4096 >> low_bits) * bits / 8
