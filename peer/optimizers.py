@@ -20,7 +20,10 @@ Slots = Mapping[str, torch.Tensor]
 
 
 class OuterOptimizer(Protocol):
-    """Applies a mean to the committed parameters. Changes nothing in place."""
+    """Applies a mean to the committed parameters, to each value by itself, so that a state can be computed in pieces.
+
+    Changes nothing in place.
+    """
 
     @property
     def slots(self) -> tuple[str, ...]:
@@ -81,8 +84,7 @@ class SGD:
             momentum = slots["momentum"] * settings.momentum + update
             new["momentum"] = momentum
             update = update + momentum * settings.momentum if settings.nesterov else momentum
-        scaled = update * learning_rate(settings, outer_step)
-        return torch.sub(parameters, scaled, out=scaled), new  # in memory that is there: fresh one is slow
+        return parameters - update * learning_rate(settings, outer_step), new
 
 
 class AdamW:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
 
 import structlog
 import torch
 
-from peer.layout import Layout, named_state
+from peer.layout import Layout, chunk_hashes, chunk_slices, digest_of, named_state
 from peer.optimizers import OuterOptimizer
 from peer.values import Pending
 from swarm.history import Certificate, Head, History, HistoryError, Link, check_chain
@@ -65,16 +66,32 @@ class Store:
         return self._proposals.get(digest)
 
     async def propose(self, mean: torch.Tensor, square_norm: float) -> Pending:
-        """The state after applying ``mean``, float32 [parameters]. It is kept to be served until the next commit."""
-        base = self.committed
+        """The state after applying ``mean``, float32 [parameters]. It is kept to be served until the next commit.
 
-        def work() -> Pending:
-            parameters, slots = self._optimizer.step(base.parameters, base.slots, mean, square_norm, base.outer_step)
-            return named_state(self.layout, base.outer_step + 1, parameters, slots)
-
+        The mean belongs to the store: the new parameters are written over it.
+        """
+        work = partial(self._step, self.committed, mean, square_norm)
         pending = await asyncio.get_running_loop().run_in_executor(None, work)
         self._keep(pending)
         return pending
+
+    def _step(self, base: Pending, mean: torch.Tensor, square_norm: float) -> Pending:
+        """Chunk by chunk, each hashed while the processor's cache has it: the others wait for our vote."""
+        slots = {name: torch.empty_like(mean) for name in self.slot_names}
+        vectors = [mean, *slots.values()]
+        hashes = [bytearray() for _ in vectors]
+        for chunk in chunk_slices(len(mean)):
+            before = {name: base.slots[name][chunk] for name in slots}
+            parameters, after = self._optimizer.step(
+                base.parameters[chunk], before, mean[chunk], square_norm, base.outer_step
+            )
+            for vector, own, values in zip(
+                vectors, hashes, (parameters, *(after[name] for name in slots)), strict=True
+            ):
+                vector[chunk] = values
+                own.extend(chunk_hashes(vector[chunk], {}))
+        outer_step, joined = base.outer_step + 1, b"".join(hashes)
+        return Pending(outer_step, mean, slots, digest_of(self.layout, outer_step, slots, joined), joined)
 
     def _keep(self, pending: Pending) -> None:
         self._proposals[pending.digest] = pending

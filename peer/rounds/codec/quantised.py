@@ -27,8 +27,7 @@ def _quantise(values: torch.Tensor, largest: int) -> tuple[NDArray[np.uint16], t
     """The scales [blocks] and the integers, float32 [n], of ``values``, float32 [n]."""
     count = len(values)
     padded = torch.nn.functional.pad(values, (0, -count % BLOCK_VALUES)).view(-1, BLOCK_VALUES)
-    low, high = torch.aminmax(padded, dim=1) if count else (values, values)
-    steps = round_scales(torch.maximum(-low, high) / largest)
+    steps = round_scales(padded.abs().amax(dim=1) / largest)
     divisors = torch.where(steps > 0, steps, torch.ones_like(steps))
     integers = (padded / divisors[:, None]).round_().clamp_(-largest, largest)
     return write_scales(steps), integers.flatten()[:count]
@@ -87,7 +86,7 @@ class Int4Codec:
     def encode(self, values: torch.Tensor) -> bytes:
         """See Codec."""
         scales, integers = _quantise(values, 7)
-        nibbles = (integers + 8).to(torch.uint8).numpy()  # 1 to 15
+        nibbles = integers.to(torch.int8).numpy().view(np.uint8) + np.uint8(8)  # 1 to 15
         packed = nibbles[::2].copy()
         packed[: len(nibbles) // 2] |= nibbles[1::2] << 4
         return b"".join((scales.tobytes(), packed.tobytes()))
