@@ -15,9 +15,9 @@ BASE = Path(__file__).resolve().parent / "frontier.toml"
 Kind = Literal["updates", "gradients", "alone", "sparta"]
 CODECS_TRIED: dict[str, Callable[[], Codec]] = {
     **CODECS,
-    **{f"sparse/{1 << bits}": lambda bits=bits: SparseCodec(bits) for bits in (2, 3, 4, 5, 8)},  # type: ignore[misc]
+    **{f"sparse/{1 << bits}": lambda bits=bits: SparseCodec(bits) for bits in (2, 3, 4, 5, 7, 8)},  # type: ignore[misc]
 }
-"""Those of the project, and sparse at other densities: one value in 4, 8, 16, 32, 256 instead of 64."""
+"""Those of the project, and sparse at other densities: one value in 4, 8, 16, 32, 128, 256 instead of 64."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +67,10 @@ class Arm:
         codec, _, one_in = self.codec.partition("/")
         round_ = [f'average = "{"gradients" if gradients else "updates"}"', f"inner_steps = {self.inner_steps}"]
         round_ += [f'codec = "{codec}"', f"overlap = {int(self.overlap)}", "min_group_size = 4"]
-        if one_in and int(one_in) <= 64:
+        if one_in:
             round_.append(f"keep_one_in = {one_in}")
+        if self.mean_codec:
+            round_.append(f"mean_keep_one_in = {self.mean_codec.partition('/')[2] or 64}")
         if self.keep:
             round_.append('residual = "local"')
         elif self.feedback:
@@ -151,15 +153,14 @@ FAMILIES: dict[str, Family] = {
         _family("updates 5 sparse ef.95", Arm("updates", 5, codec="sparse", feedback=0.95)),
         *(
             _family(f"updates {steps} {codec} ef.95", Arm("updates", steps, codec=codec, feedback=0.95))
-            for steps, codec in (
-                (10, "sparse"),
-                (15, "sparse"),
-                (20, "sparse"),
-                (30, "sparse"),
-                (30, "sparse/32"),
-                (50, "sparse/16"),
-                (100, "sparse/8"),
+            for steps, codec in ((15, "sparse"), (30, "sparse/32"), (50, "sparse/16"), (100, "sparse/8"))
+        ),
+        *(
+            _family(
+                f"updates {steps} {codec} ef{feedback:.2g}".replace("0.", ".") + f", mean {mean}",
+                Arm("updates", steps, codec=codec, mean_codec=mean, feedback=feedback),
             )
+            for steps, codec, mean, feedback in ((5, "sparse/256", "sparse", 0.99), (10, "sparse/256", "sparse", 0.99))
         ),
         _family("updates 10 int4 ef.95", Arm("updates", 10, codec="int4", feedback=0.95)),
         _local(1, "int4"),

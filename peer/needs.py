@@ -24,6 +24,11 @@ def value_bytes(codec: str, keep_one_in: int = 64) -> float:
     return _CODEC_BYTES[codec]
 
 
+def wire_bytes(codec: str, keep_one_in: int = 64, mean_keep_one_in: int | None = None) -> tuple[float, float]:
+    """``value_bytes`` of contributions, and of the mean."""
+    return value_bytes(codec, keep_one_in), value_bytes(codec, mean_keep_one_in or keep_one_in)
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes that a peer needs for training and rounds, beside activations, data and the program itself.
@@ -60,14 +65,15 @@ def memory(manifest: Manifest, parameters: int) -> Memory:
     size = 4 * parameters
     inner = _slots(manifest.inner) if manifest.inner is not None else 0
     outer = _slots(manifest.outer)
-    rules, encoded = manifest.round, int(value_bytes(manifest.round.codec, manifest.round.keep_one_in) * parameters)
+    rules = manifest.round
+    sent, mean = wire_bytes(rules.codec, rules.keep_one_in, rules.mean_keep_one_in)
     part = MOST_PARTS / rules.min_group_size  # the largest share of the vector that one peer averages
     # What is left out of the contribution and of our part of the mean now, and what was before.
     residual = {"dropped": 0, "local": size, "feedback": 2 * size}[rules.kept]
     residual += int(part * size) if residual else 0
     ahead = size if rules.overlap else 0  # where the work that was handed in ended
     # The contribution, over which the mean is written; what members sent for our part, and our part of two means.
-    exchange = size + int(MOST_PARTS * encoded + 2 * part * encoded) + residual + ahead
+    exchange = size + int((MOST_PARTS * sent + 2 * part * mean) * parameters) + residual + ahead
     return Memory(
         parameters=size,
         gradients=size,

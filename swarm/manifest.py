@@ -136,6 +136,10 @@ class Data(Section):
 _HUB_FIELDS = ("dataset", "config", "split", "revision")
 
 
+KeepOneIn = Literal[4, 8, 16, 32, 64, 128, 256]
+"""The densities of ``sparse``."""
+
+
 class Round(Section):
     """``[round]``: what is averaged, when a round starts, in which group, and how long each part may take."""
 
@@ -143,7 +147,8 @@ class Round(Section):
     inner_steps: Count | None = None
     target_batch: Count | None = None
     codec: Literal["fp32", "fp16", "int8", "int4", "sparse"] = "fp32"
-    keep_one_in: Literal[4, 8, 16, 32, 64] = 64
+    keep_one_in: KeepOneIn = 64
+    mean_keep_one_in: KeepOneIn | None = None
     residual: Literal["local", "feedback", "dropped"] | None = None
     error_feedback: Annotated[float, Field(ge=0, lt=1), unsigned] | None = None
     overlap: Annotated[int, Field(ge=0, le=1)] = 0
@@ -157,7 +162,8 @@ class Round(Section):
     isolation_seconds: Seconds = 120.0
 
     def unused(self) -> Mapping[str, str]:
-        return {} if self.codec == "sparse" else {"keep_one_in": "only with codec = 'sparse'"}
+        densities = ("keep_one_in", "mean_keep_one_in")
+        return {} if self.codec == "sparse" else dict.fromkeys(densities, "only with codec = 'sparse'")
 
     def problems(self) -> Iterator[Problem]:
         if (self.inner_steps is None) == (self.target_batch is None):
@@ -167,7 +173,6 @@ class Round(Section):
             yield "min_group_size", f"must be at most max_group_size ({limit}), not {self.min_group_size}"
         if self.overlap and self.average == "gradients":
             yield "overlap", "only with average = 'updates': gradients are of the committed parameters"
-
         if self.error_feedback is not None and self.residual in ("local", "dropped"):
             yield "error_feedback", "only with residual = 'feedback'"
         if self.residual == "local" and self.average == "gradients":

@@ -14,7 +14,7 @@ import torch
 from peer.layout import Layout
 from peer.optimizers import outer_optimizer
 from peer.rounds.assembly import Terms
-from peer.rounds.codec import CODECS, Codec
+from peer.rounds.codec import Codec, codec_of
 from peer.rounds.context import Context, Deadlines
 from peer.rounds.election import leader_order
 from peer.rounds.rounds import Rounds
@@ -143,12 +143,13 @@ class RoundPeer:
 
 @dataclass
 class Swarm:
-    """Makes peers that know each other."""
+    """Makes peers that know each other. mean_keep_one_in: of "sparse", where the mean is denser."""
 
     folder: Path
     parameters: int = 1000
     optimizer: Optimizer = field(default_factory=lambda: Optimizer(optimizer="sgd", learning_rate=1.0))
     codec: str = "fp32"
+    mean_keep_one_in: int | None = None
     terms: Terms = TERMS
     deadlines: Deadlines = DEADLINES
     max_examples: int = 100_000
@@ -192,7 +193,8 @@ class Swarm:
         store.fetcher = transfer.fetch
         recorder = Recorder()
         context = Context(
-            run_id=RUN_ID, identity=identity, network=network, ledger=store, codec=codec or CODECS[self.codec](),
+            run_id=RUN_ID, identity=identity, network=network, ledger=store,
+            codec=codec or codec_of(self.codec, mean_keep_one_in=self.mean_keep_one_in),
             terms=self.terms, deadlines=self.deadlines, listener=recorder, max_examples=self.max_examples,
             max_norm_ratio=20.0, parameters=self.parameters, residual=self.residual,
         )  # fmt: skip

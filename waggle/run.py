@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from peer.needs import in_units, memory, value_bytes
+from peer.needs import in_units, memory, wire_bytes
 from swarm.errors import UsageError
 from swarm.programs import new_app
 
@@ -36,13 +36,16 @@ InitialPeers = Annotated[
 AUTHOR_KEY = Path("~/.waggle/author.key")
 
 
-def bytes_per_outer_step(parameters: int, codec: str, group_size: int, keep_one_in: int = 64) -> int:
+def bytes_per_outer_step(
+    parameters: int, codec: str, group_size: int, keep_one_in: int = 64, mean_keep_one_in: int | None = None
+) -> int:
     """What each peer of the group sends, and receives, in one round: 2 (n - 1) / n * size.
 
     The optimum of all-reduce (Patarasuk and Yuan, 2009): a peer sends the n - 1 parts that others reduce,
     and its own reduced part to n - 1 peers.
     """
-    return round(2 * (group_size - 1) * parameters * value_bytes(codec, keep_one_in) / group_size)
+    each = sum(wire_bytes(codec, keep_one_in, mean_keep_one_in))
+    return round((group_size - 1) * parameters * each / group_size)
 
 
 def in_words(manifest: Manifest) -> str:
@@ -208,7 +211,9 @@ def _facts(manifest: Manifest, parameters: int, signed: bool) -> list[tuple[str,
     ]
     sizes = [size for size in GROUP_SIZES if round_.min_group_size <= size <= round_.max_group_size]
     for size in sizes or [round_.min_group_size]:
-        sent = in_units(bytes_per_outer_step(parameters, round_.codec, size, round_.keep_one_in))
+        sent = in_units(
+            bytes_per_outer_step(parameters, round_.codec, size, round_.keep_one_in, round_.mean_keep_one_in)
+        )
         facts.append((f"bytes, {size} peers", f"{sent} sent and as much received by each, per outer step"))
     need = memory(manifest, parameters)
     facts += [

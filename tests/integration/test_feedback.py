@@ -24,9 +24,14 @@ def mean(vectors: list[torch.Tensor], weights: tuple[int, ...]) -> torch.Tensor:
     return sum(vector.double() * weight for vector, weight in zip(vectors, weights, strict=True)) / sum(weights)
 
 
-@pytest.mark.parametrize("codec", ["int4", "sparse"])
-async def test_nothing_is_lost(tmp_path: Path, codec: str) -> None:
-    async with swarm(tmp_path, 3, parameters=PARAMETERS, codec=codec, residual=True) as made:
+@pytest.mark.parametrize(
+    ("codec", "mean_keep_one_in", "most"),
+    [("int4", None, PARAMETERS), ("sparse", None, PARAMETERS / 50), ("sparse", 16, PARAMETERS / 15)],
+    ids=["int4", "sparse", "denser-mean"],
+)
+async def test_nothing_is_lost(tmp_path: Path, codec: str, mean_keep_one_in: int | None, most: float) -> None:
+    fields = {"codec": codec, "mean_keep_one_in": mean_keep_one_in, "residual": True}
+    async with swarm(tmp_path, 3, parameters=PARAMETERS, **fields) as made:
         generator = torch.Generator().manual_seed(1)
         vectors = [torch.randn(PARAMETERS, generator=generator) for _ in made.peers]
         results = await asyncio.gather(
@@ -37,7 +42,7 @@ async def test_nothing_is_lost(tmp_path: Path, codec: str) -> None:
         residuals = [result.residual for result in results if result.residual is not None]
         assert len(residuals) == 3
         moved = -made.peers[0].parameters  # SGD at 1.0, from zeros: the mean as everyone decoded it
-        assert moved.count_nonzero() <= (PARAMETERS if codec == "int4" else PARAMETERS / 50)
+        assert most / 3 < moved.count_nonzero() <= most
         torch.testing.assert_close(moved.double() + mean(residuals, WEIGHTS), mean(vectors, WEIGHTS), rtol=0, atol=1e-4)
 
 

@@ -13,7 +13,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from peer.needs import value_bytes
+from peer.needs import value_bytes, wire_bytes
 from peer.rounds.codec import (
     CODECS,
     Codec,
@@ -186,12 +186,21 @@ def test_the_bytes_on_the_wire_are_those_that_a_run_is_told_to_cost(codec: Codec
     assert len(payload) / CHUNK_VALUES == pytest.approx(value_bytes(codec.name), rel=1e-4)
 
 
-@pytest.mark.parametrize("keep_one_in", [4, 8, 16, 32, 64])
+@pytest.mark.parametrize("keep_one_in", [4, 8, 16, 32, 64, 128, 256])
 def test_a_sparse_codec_keeps_one_in_so_many(keep_one_in: int) -> None:
     codec, values = codec_of("sparse", keep_one_in), mixed(CHUNK_VALUES)
     payload = codec.encode(values)
     assert len(payload) / CHUNK_VALUES == pytest.approx(value_bytes("sparse", keep_one_in), rel=1e-9)
     assert codec.decode(payload, CHUNK_VALUES).count_nonzero() <= CHUNK_VALUES // keep_one_in
+
+
+def test_a_mean_may_be_denser_than_what_it_is_the_mean_of() -> None:
+    codec, values = codec_of("sparse", 64, 16), mixed(CHUNK_VALUES)
+    assert codec.encode(values) == codec_of("sparse", 64).encode(values)
+    assert codec.for_mean.encode(values) == codec_of("sparse", 16).encode(values)
+    assert codec_of("sparse", 64).for_mean.encode(values) == codec.encode(values)
+    each = [len(one.encode(values)) / CHUNK_VALUES for one in (codec, codec.for_mean)]
+    assert each == pytest.approx(wire_bytes("sparse", 64, 16), rel=1e-9)
 
 
 @codecs

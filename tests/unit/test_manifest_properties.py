@@ -104,7 +104,8 @@ def manifests(draw: st.DrawFn) -> Values:
         ),
     }
     if values["round"].get("codec") == "sparse":
-        values["round"] |= draw(table({}, keep_one_in=st.sampled_from([4, 8, 16, 32, 64])))
+        densities = st.sampled_from([4, 8, 16, 32, 64, 128, 256])
+        values["round"] |= draw(table({}, keep_one_in=densities, mean_keep_one_in=densities))
     values |= draw(table({}, description=TEXTS, seed=st.integers(0, 2**63 - 1), author=st.sampled_from(PEERS)))
     if draw(st.booleans()):
         values["validation"] = {"fraction": draw(st.floats(0.001, 0.5)), "every": draw(st.integers(1, 100))}

@@ -35,6 +35,9 @@ CODECS: dict[str, Callable[[], Codec]] = {
 """The codecs a manifest may name."""
 
 
-def codec_of(name: str, keep_one_in: int = 64) -> Codec:
-    """The codec of a manifest; a sparse one keeps one value in so many, a power of 2."""
-    return SparseCodec(keep_one_in.bit_length() - 1) if name == "sparse" else CODECS[name]()
+def codec_of(name: str, keep_one_in: int = 64, mean_keep_one_in: int | None = None) -> Codec:
+    """The codec of a manifest; a sparse one keeps one value in so many, a power of 2, and of the mean in so many."""
+    if name != "sparse":
+        return CODECS[name]()
+    mean = None if mean_keep_one_in is None else SparseCodec(mean_keep_one_in.bit_length() - 1)
+    return SparseCodec(keep_one_in.bit_length() - 1, mean)

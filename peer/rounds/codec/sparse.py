@@ -54,19 +54,21 @@ class SparseCodec:
     Of a row with these values kept, the decoded ones are the nearest that two magnitudes allow, but for the rounding
     of the two (2**-8 of each, or 2**-127). What is not kept decodes to 0.
 
-    low_bits: one value in 2**low_bits is kept, of a shorter last row rounded up. The bytes do not tell.
+    low_bits: one value in 2**low_bits is kept, of a shorter last row rounded up. The bytes do not tell. for_mean: where
+    the mean has another density: of n contributions it has up to n times as many values.
     """
 
     name = "sparse"
 
-    def __init__(self, low_bits: int = 6):
+    def __init__(self, low_bits: int = 6, for_mean: Codec | None = None):
         # k indices below k * 2**low_bits have k upper parts, and 2 k bits hold them in unary
         self._low_bits = low_bits
+        self._for_mean = for_mean
 
     @property
     def for_mean(self) -> Codec:
         """See Codec."""
-        return self
+        return self._for_mean or self
 
     def encode(self, values: torch.Tensor) -> bytes:
         """See Codec."""
