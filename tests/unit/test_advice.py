@@ -14,7 +14,18 @@ from hypothesis import strategies as st
 from swarm.errors import UsageError
 from swarm.manifest import Manifest
 from waggle import author
-from waggle.advice import BUSY_SHARE, LONG_HORIZON, MIN_OUTER_STEPS, MOST_SPARSE, NESTEROV, PLAIN, Advice, choose
+from waggle.advice import (
+    BUSY_SHARE,
+    LONG_HORIZON,
+    MIN_OUTER_STEPS,
+    MOST_SPARSE,
+    NESTEROV,
+    PLAIN,
+    SPARSER,
+    SPARSER_INNER_STEPS,
+    Advice,
+    choose,
+)
 
 HORIZONS = st.one_of(st.integers(30, 5000), st.integers(30, 10**9))
 MBIT = st.floats(0.01, 10**6)
@@ -32,11 +43,11 @@ def test_the_horizon_has_outer_steps_enough(
 
 
 @given(PARAMETERS, HORIZONS, MBIT, MBIT, PEERS, STEP_SECONDS)
-def test_a_faster_link_never_means_more_inner_steps(
+def test_a_faster_link_never_means_more_inner_steps_but_than_the_sparser_few(
     parameters: int, horizon: int, one: float, other: float, peers: int, step_seconds: float
 ) -> None:
     slow, fast = (choose(parameters, horizon, mbit, peers, step_seconds).cost for mbit in sorted((one, other)))
-    assert fast.inner_steps <= slow.inner_steps
+    assert fast.inner_steps <= slow.inner_steps or slow.sending == SPARSER
 
 
 @given(PARAMETERS, HORIZONS, HORIZONS, MBIT, PEERS, STEP_SECONDS)
@@ -58,10 +69,10 @@ def test_it_always_makes_a_valid_manifest(
     assert (manifest.round.inner_steps, manifest.round.codec) == (advice.cost.inner_steps, advice.cost.sending.codec)
     assert manifest.round.overlap == advice.cost.overlap
     assert (manifest.round.error_feedback, manifest.outer) == (advice.cost.sending.error_feedback, advice.outer)
-    assert (manifest.round.residual, manifest.round.keep_one_in) == (
-        advice.cost.sending.residual, advice.cost.sending.keep_one_in or 64,
-    )  # fmt: skip
-    if manifest.round.kept == "local":
+    sending = advice.cost.sending
+    assert (manifest.round.residual, manifest.round.keep_one_in) == (sending.residual, sending.keep_one_in or 64)
+    assert manifest.round.mean_keep_one_in == sending.mean_keep_one_in
+    if sending.codec == "sparse" and manifest.round.kept == "local":
         assert manifest.round.inner_steps * manifest.round.keep_one_in <= MOST_SPARSE, "it would diverge"
     assert "@" not in text.replace('"@AUTHOR@"', ""), "nothing is left to fill in"
     # A phase that lasts as long as its bytes on the link, and as long again, does not fail the round.
@@ -101,6 +112,13 @@ def test_a_coarser_codec_comes_before_more_inner_steps_and_only_where_it_helps()
     assert found[4].inner_steps > 1
     brief = demo(horizon=30, step_seconds=0.001, uplink_mbit=10_000.0)
     assert (brief.cost.inner_steps, brief.cost.sending.codec) == (1, "fp16"), "a second, whatever the codec"
+
+
+def test_a_slow_link_with_slow_steps_has_few_of_them_and_sends_the_fewest_bytes() -> None:
+    slow = demo(parameters=100_000_000, step_seconds=60.0, uplink_mbit=2.0).cost
+    assert (slow.inner_steps, slow.sending) == (SPARSER_INNER_STEPS, SPARSER)
+    assert slow.good
+    assert demo(parameters=100_000_000, step_seconds=60.0, uplink_mbit=20.0).cost.sending != SPARSER
 
 
 def test_outer_nesterov_is_for_long_runs() -> None:
