@@ -160,7 +160,7 @@ FAMILIES: dict[str, Family] = {
                 f"updates {steps} {codec} ef{feedback:.2g}".replace("0.", ".") + f", mean {mean}",
                 Arm("updates", steps, codec=codec, mean_codec=mean, feedback=feedback),
             )
-            for steps, codec, mean, feedback in ((5, "sparse/256", "sparse", 0.99), (10, "sparse/256", "sparse", 0.99))
+            for steps, codec, mean, feedback in ((6, "sparse/256", "sparse", 0.99), (12, "sparse/256", "sparse", 0.99))
         ),
         _family("updates 10 int4 ef.95", Arm("updates", 10, codec="int4", feedback=0.95)),
         _local(1, "int4"),
