@@ -17,7 +17,7 @@ from bench.calibrate import CalibrationError, checked
 from bench.goodput import EVEN, names
 from bench.internet import Internet, InternetError
 from bench.paced_swarm import PacedSwarm, SwarmError, manifest
-from bench.tables import Row, keep, say
+from bench.tables import Row, keep, one_line, say
 from bench.utilisation import PARAMETERS, PEERS, one_peer
 from peer.rounds.codec import CODECS
 
@@ -66,11 +66,8 @@ def main() -> int:
     parser.add_argument("--codecs", type=names, default=list(CODECS))
     parser.add_argument("--no-write", action="store_true", help="only print")
     arguments = parser.parse_args()
-    try:
+    with one_line("bench.bytes", InternetError, CalibrationError, SwarmError):
         found = run(arguments.codecs)
-    except (InternetError, CalibrationError, SwarmError) as error:
-        print(f"bench.bytes: {error}", file=sys.stderr)
-        return 1
     if not arguments.no_write:
         keep("bytes", "all", found)
     return 0

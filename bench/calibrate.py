@@ -22,6 +22,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from bench.internet import Internet, InternetError, LinkSpec
+from bench.tables import one_line
 
 TOLERANCE = 0.05
 BOTH_TIMES = 2.0
@@ -223,14 +224,10 @@ def main() -> int:
         print(json.dumps(connect(arguments.connect)))
     else:
         link = LinkSpec(arguments.mbit, arguments.up_mbit or arguments.mbit, arguments.ms)
-        try:
-            with Internet([link, link]) as internet:
-                began = internet.cpu_seconds
-                print(json.dumps(checked(internet), indent=1))
-                print(f"router: {internet.cpu_seconds - began:.2f} CPU seconds", file=sys.stderr)
-        except (InternetError, CalibrationError) as error:
-            print(f"bench.calibrate: {error}", file=sys.stderr)
-            return 1
+        with one_line("bench.calibrate", InternetError, CalibrationError), Internet([link, link]) as internet:
+            began = internet.cpu_seconds
+            print(json.dumps(checked(internet), indent=1))
+            print(f"router: {internet.cpu_seconds - began:.2f} CPU seconds", file=sys.stderr)
     return 0
 
 

@@ -19,7 +19,7 @@ from bench.calibrate import CalibrationError, checked
 from bench.floors import encoded_bytes, floor_seconds
 from bench.internet import Internet, InternetError, LinkSpec
 from bench.round_swarm import OURS, STOCK, HangError, RoundSwarm
-from bench.tables import Row, keep_rows, say
+from bench.tables import Row, keep_rows, one_line, say
 from peer.rounds.codec import CODECS
 
 EVEN = LinkSpec()
@@ -194,11 +194,8 @@ def main() -> int:
     else:
         cases = uneven(arguments.codecs, arguments.sizes, arguments.rounds)
     cases = [case for case in cases if case.program in arguments.programs]
-    try:
+    with one_line("bench.goodput", InternetError, CalibrationError):
         run(arguments.part, cases, write=not arguments.no_write)
-    except (InternetError, CalibrationError) as error:
-        print(f"bench.goodput: {error}", file=sys.stderr)
-        return 1
     return 0
 
 

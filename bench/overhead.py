@@ -20,7 +20,7 @@ from statistics import median
 
 from bench.internet import REPOSITORY, Internet, InternetError, LinkSpec
 from bench.paced_swarm import PacedSwarm, SwarmError, manifest
-from bench.tables import Row, keep, say
+from bench.tables import Row, keep, one_line, say
 from peer.rounds.codec import CODECS
 
 INNER_STEPS = 30
@@ -71,15 +71,14 @@ def main() -> int:
     arguments = parser.parse_args()
     run = text(arguments.codec)
     peers, bares = [], []
-    try:
-        with Internet([LinkSpec()]) as internet:
-            for _ in range(arguments.repeats):
-                bares.append(bare_rate(run))
-                peers.append(peer_rate(internet, run))
-                say("bare", bares[-1], "peer", peers[-1])
-    except (InternetError, SwarmError, subprocess.SubprocessError) as error:
-        print(f"bench.overhead: {error}", file=sys.stderr)
-        return 1
+    with (
+        one_line("bench.overhead", InternetError, SwarmError, subprocess.SubprocessError),
+        Internet([LinkSpec()]) as internet,
+    ):
+        for _ in range(arguments.repeats):
+            bares.append(bare_rate(run))
+            peers.append(peer_rate(internet, run))
+            say("bare", bares[-1], "peer", peers[-1])
     rates = [median(row["examples"] / row["seconds"] for row in rows) for rows in (peers, bares)]
     found = {
         "codec": arguments.codec, "inner_steps": INNER_STEPS, "batch_size": BATCH, "peer": peers, "bare": bares,

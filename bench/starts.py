@@ -18,7 +18,7 @@ from bench.calibrate import CalibrationError, checked
 from bench.goodput import EVEN, summary
 from bench.internet import Internet, InternetError
 from bench.round_swarm import OURS, STOCK, HangError, RoundSwarm
-from bench.tables import Row, keep, say
+from bench.tables import Row, keep, one_line, say
 
 PEERS = 4
 PARAMETERS = 40_000
@@ -74,18 +74,14 @@ def main() -> int:
     parser.add_argument("--stock-starts", type=int, default=8)
     parser.add_argument("--no-write", action="store_true", help="only print")
     arguments = parser.parse_args()
-    try:
-        with Internet([EVEN] * PEERS) as internet:
-            found = {
-                "calibration": checked(internet),
-                "warm": warm(internet, arguments.rounds),
-                "cold": cold(internet, arguments.starts, OURS),
-                "stock": cold(internet, arguments.stock_starts, STOCK),
-                "hung_seconds": HUNG_SECONDS,
-            }
-    except (InternetError, CalibrationError, HangError) as error:
-        print(f"bench.starts: {error}", file=sys.stderr)
-        return 1
+    with one_line("bench.starts", InternetError, CalibrationError, HangError), Internet([EVEN] * PEERS) as internet:
+        found = {
+            "calibration": checked(internet),
+            "warm": warm(internet, arguments.rounds),
+            "cold": cold(internet, arguments.starts, OURS),
+            "stock": cold(internet, arguments.stock_starts, STOCK),
+            "hung_seconds": HUNG_SECONDS,
+        }
     if not arguments.no_write:
         keep("starts", "all", found)
     else:

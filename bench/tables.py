@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -69,6 +70,16 @@ def middle(values: Iterable[float]) -> float | None:
 def number(value: float | None, digits: int = 2) -> str:
     """``value`` for a cell; a dash for what is not there."""
     return "-" if value is None else f"{value:.{digits}f}"
+
+
+@contextlib.contextmanager
+def one_line(program: str, *kinds: type[Exception]) -> Iterator[None]:
+    """Errors of these kinds are told in one line and end the program with exit code 1."""
+    try:
+        yield
+    except kinds as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def say(*words: object) -> None:

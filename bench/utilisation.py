@@ -23,7 +23,7 @@ from bench.goodput import EVEN, UPLINK
 from bench.internet import Internet, InternetError, LinkSpec
 from bench.paced_swarm import PacedPeer, PacedSwarm, SwarmError, manifest
 from bench.stock_swarm import run_stock
-from bench.tables import Row, keep_rows, say
+from bench.tables import Row, keep_rows, one_line, say
 
 PEERS = 4
 PARAMETERS = 10_000_000
@@ -167,17 +167,11 @@ def main() -> int:
     parser.add_argument("--only", type=int, help="only this case of the part, counted from 0")
     arguments = parser.parse_args()
     link, cases = PARTS[arguments.part]
-    try:
-        with Internet([link] * PEERS) as internet:
-            calibration = checked(internet)
-            for case in cases if arguments.only is None else [cases[arguments.only]]:
-                row = measure(internet, case)
-                keep_rows(
-                    "utilisation", arguments.part, tuple(asdict(case)), {"calibration": calibration, "rows": [row]}
-                )
-    except (InternetError, CalibrationError) as error:
-        print(f"bench.utilisation: {error}", file=sys.stderr)
-        return 1
+    with one_line("bench.utilisation", InternetError, CalibrationError), Internet([link] * PEERS) as internet:
+        calibration = checked(internet)
+        for case in cases if arguments.only is None else [cases[arguments.only]]:
+            row = measure(internet, case)
+            keep_rows("utilisation", arguments.part, tuple(asdict(case)), {"calibration": calibration, "rows": [row]})
     return 0
 
 

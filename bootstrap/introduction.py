@@ -7,12 +7,11 @@ together share a folder instead, and nobody has to copy an address.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from swarm.errors import StateError
+from swarm.files import write_whole
 
 
 def write_introduction(path: Path, maddrs: Sequence[str]) -> None:
@@ -23,18 +22,14 @@ def write_introduction(path: Path, maddrs: Sequence[str]) -> None:
     """
     # Multiaddrs are ASCII without quotes, so JSON's strings are TOML's.
     text = f"# Written by waggle bootstrap, for waggle peer --config.\ninitial_peers = {json.dumps(list(maddrs))}\n"
-    temporary: str | None = None
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.chmod(0o644)
+
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        Path(temporary).chmod(0o644)
-        Path(temporary).replace(path)
+        write_whole(path, write)
     except OSError as error:
         raise StateError(
             f"introduction {path}: cannot be written ({error.strerror}); choose another place with --introduction"
         ) from error
-    finally:
-        if temporary is not None:
-            Path(temporary).unlink(missing_ok=True)  # it is gone unless something failed
