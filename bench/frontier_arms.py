@@ -30,6 +30,7 @@ class Arm:
     parameters, and so in its next contribution; ``feedback`` is then 0. mean_codec: where the mean has another one.
     outer: of SGD; AdamW as the inner one with "gradients". share: of the parameters, with "sparta". gathered: everyone
     sends its whole contribution to everyone, who takes the mean of what it decodes; else parts go to their reducers.
+    muon: inside, for the hidden matrices, instead of AdamW.
     """
 
     kind: Kind
@@ -47,6 +48,7 @@ class Arm:
     betas: tuple[float, float] = (0.9, 0.95)
     share: float = 0.0
     gathered: bool = False
+    muon: bool = False
 
     def codecs(self) -> tuple[Codec, Codec]:
         """Of contributions, of the mean."""
@@ -59,6 +61,8 @@ class Arm:
         head, rest = text.split("[inner]\n")
         inner, rest = rest.split("[outer]\n")
         inner = inner.replace("learning_rate = 0.003", f"learning_rate = {self.learning_rate}")
+        if self.muon:
+            inner = inner.replace('optimizer = "adamw"', 'optimizer = "muon"')
         inner = inner.replace("betas = [0.9, 0.95]", f"betas = [{self.betas[0]}, {self.betas[1]}]")
         sgd = [f'optimizer = "sgd"\nlearning_rate = {self.outer_rate}\n']
         if self.momentum:
@@ -146,6 +150,7 @@ FAMILIES: dict[str, Family] = {
             for steps in (5, 10, 30)
             for mixing in (1.0, 0.5)
         ),
+        _family("updates 10 fp32 muon", Arm("updates", 10, muon=True)),
         _family("updates 30 fp32 nesterov.5", Arm("updates", 30, momentum=0.5, outer_rate=0.7)),
         _family("updates 1 sparse ef.95", Arm("updates", codec="sparse", feedback=0.95)),
         # All that differs from "updates 1 sparse/32 local" is where local work begins.
@@ -160,7 +165,7 @@ FAMILIES: dict[str, Family] = {
                 f"updates {steps} {codec} ef{feedback:.2g}".replace("0.", ".") + f", mean {mean}",
                 Arm("updates", steps, codec=codec, mean_codec=mean, feedback=feedback),
             )
-            for steps, codec, mean, feedback in ((6, "sparse/256", "sparse", 0.99), (12, "sparse/256", "sparse", 0.99))
+            for steps, codec, mean, feedback in ((5, "sparse/256", "sparse", 0.99), (10, "sparse/256", "sparse", 0.99))
         ),
         _family("updates 10 int4 ef.95", Arm("updates", 10, codec="int4", feedback=0.95)),
         _local(1, "int4"),

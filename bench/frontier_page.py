@@ -128,10 +128,10 @@ def _target_rows(found: Sequence[Point]) -> list[list[str]]:
 
 
 def _recipe_rows(found: Sequence[Point]) -> list[list[str]]:
-    """Each published recipe, and the best of ours that sends no more."""
+    """Each published recipe, and the best of ours that sends no more, to 1 %: rows that are cut short cost as much."""
     rows = []
     for theirs in found:
-        ours = best_within(found, theirs.fewer, published=False) if theirs.family.published else None
+        ours = best_within(found, 0.99 * theirs.fewer, published=False) if theirs.family.published else None
         if ours is not None:
             cells = [[f"{one.bytes_per_token:.3g}", f"{one.above:+.1%} ({_seeds(one)})"] for one in (theirs, ours)]
             better = "yes" if ours.above <= theirs.above else "no"
@@ -266,7 +266,8 @@ At {short_steps} steps:
 
 {short_targets}
 
-Published recipes, and the best of ours that sends no more bytes, at {long_steps} steps:
+Published recipes, and the best of ours that sends no more bytes (to 1 %: in a model as small as this, the last rows of
+sparse parts are short ones), at {long_steps} steps:
 
 {recipes}
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from bench.frontier_arms import Arm
-from bench.frontier_training import Gradients, StackedAdamW
+from bench.frontier_training import Gradients, Inner, SeparateOptimizers, StackedAdamW
 from peer.data import open_stream, validation_batches
 from peer.layout import read_parameters, write_parameters
 from peer.optimizers import outer_optimizer
@@ -86,7 +86,12 @@ class Swarm:
         self._model = build_model(manifest)
         self.committed = read_parameters(self._model)
         self.local = self.committed.repeat(PEERS, 1)
-        self._inner = None if manifest.inner is None else StackedAdamW(manifest.inner, self.local.shape)
+        self._inner: Inner | None = None
+        if manifest.inner is not None:
+            adamw = manifest.inner.optimizer == "adamw"
+            self._inner = (
+                StackedAdamW(manifest.inner, self.local.shape) if adamw else SeparateOptimizers(manifest, PEERS)
+            )
         self._outer = outer_optimizer(manifest.outer)
         self._slots = {name: torch.zeros_like(self.committed) for name in self._outer.slots}
         self._exchange = Exchange(arm, self.committed.numel())
@@ -104,7 +109,7 @@ class Swarm:
         if self._handed_in is not None:
             tensors["handed_in"] = self._handed_in
         if self._inner is not None:
-            tensors |= {"first": self._inner.first, "second": self._inner.second}
+            tensors |= self._inner.tensors()
         tensors["counts"] = torch.tensor([self.inner_steps, self.outer_steps, *self._exchange.sent_bytes])
         path.parent.mkdir(parents=True, exist_ok=True)
         save_file({name: value.contiguous() for name, value in tensors.items()}, path)
@@ -118,8 +123,7 @@ class Swarm:
         self._exchange.left_out = tensors["left_out"]
         self.inner_steps, self.outer_steps, *self._exchange.sent_bytes = tensors["counts"].tolist()
         if self._inner is not None:
-            self._inner.first, self._inner.second = tensors["first"], tensors["second"]
-            self._inner.steps = self.inner_steps
+            self._inner.load(tensors, self.inner_steps)
 
     @property
     def bytes_per_token(self) -> float:

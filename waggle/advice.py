@@ -27,7 +27,7 @@ MOST_SPARSE = 40
 """Inner steps times keep_one_in, with a local residual."""
 SPARSE_INNER_STEPS = 30
 """SparseLoCo is tried last, and only from so many inner steps on, or where the horizon allows no more."""
-SPARSER_INNER_STEPS = 6
+SPARSER_INNER_STEPS = 5
 """With SPARSER, which is tried before more than SPARSE_INNER_STEPS: it learns more than they do, for fewer bytes."""
 MIN_OUTER_STEPS = 30
 """What a run needs at least, to be more than the mean of peers that each learned alone."""

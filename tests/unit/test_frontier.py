@@ -97,6 +97,7 @@ def by_hand(arm: Arm, manifest: Manifest, outer_steps: int) -> torch.Tensor:
         Arm("updates", 2, overlap=True),
         Arm("updates", 2, codec="int4", keep=True),
         Arm("updates", 2, codec="int4", keep=True, overlap=True),
+        Arm("updates", 2, muon=True),
     ],
 )
 def test_the_swarm_commits_what_real_trainers_commit(base: Path, arm: Arm) -> None:
@@ -119,6 +120,7 @@ def test_the_swarm_commits_what_real_trainers_commit(base: Path, arm: Arm) -> No
     [
         Arm("updates", 2, codec="int4", feedback=0.5, momentum=0.5, overlap=True),
         Arm("updates", 1, codec="sparse/4", keep=True),
+        Arm("updates", 2, muon=True),
         Arm("gradients", 2, codec="sparse", feedback=0.95),
     ],
 )
