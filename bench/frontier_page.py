@@ -170,6 +170,7 @@ def frontier_section(results: Row) -> str:
         long_steps=LONG,
         rates=", ".join(f"{rate:g}" for rate in RATES),
         defaults=table(DEFAULTS_HEAD, _default_rows(found[SHORT])),
+        optimizers=table(OPTIMIZERS_HEAD, _optimizer_rows(found[SHORT], found[LONG]), left=2),
         targets=table(TARGET_HEAD, _target_rows(found[LONG])),
         short_targets=table(TARGET_HEAD, _target_rows(found[SHORT])),
         recipes=table(RECIPE_HEAD, _recipe_rows(found[LONG])),
@@ -224,21 +225,47 @@ DEFAULTS_HEAD = (
     "fewer bytes",
 )
 DEFAULTS = (
-    ("1", "sparse, keep_one_in = 32", "updates 1 sparse/32 local"),
-    ("5", "sparse, keep_one_in = 8", "updates 5 sparse/8 local"),
-    ("10", "sparse, keep_one_in = 4", "updates 10 sparse/4 local"),
-    ("30 and more", "int4", "updates 30 int4 local"),
+    ("1", "sparse, keep_one_in = 32", "local", "updates 1 sparse/32 local"),
+    ("5", "sparse, keep_one_in = 8", "local", "updates 5 sparse/8 local"),
+    ("10", "sparse, keep_one_in = 4", "local", "updates 10 sparse/4 local"),
+    ("20 and 30", "int4", "local", "updates 30 int4 local"),
+    (
+        "5, where a round takes little beside its bytes", "sparse, keep_one_in = 256, mean_keep_one_in = 64",
+        "feedback, 0.99", "updates 5 sparse/256 ef.99, mean sparse",
+    ),
+    ("50 and more", "int4", "local", "updates 100 int4 local"),
+)  # fmt: skip
+"""Inner steps, codec, residual, the family that shows it."""
+OPTIMIZERS = (
+    ("AdamW", "SGD at 1.0", "updates 10 fp32"),
+    ("Muon", "SGD at 1.0", "updates 10 fp32 muon"),
+    ("AdamW", "SGD at 1.0", "updates 30 fp32"),
+    ("AdamW", "Nesterov, 0.7, momentum 0.5", "updates 30 fp32 nesterov.5"),
+    ("AdamW", "Nesterov, 0.7, momentum 0.9 (DiLoCo)", "DiLoCo 30"),
 )
-"""Inner steps, codec, the family that shows it."""
+"""Inner optimizer, outer one, the family that shows it."""
+OPTIMIZERS_HEAD = ("inner", "outer", "inner steps", "rate", f"loss at {SHORT}", f"loss at {LONG}", "seeds")
+
+
+def _optimizer_rows(short: Sequence[Point], long: Sequence[Point]) -> list[list[str]]:
+    by_name = [{point.family.name: point for point in found} for found in (short, long)]
+    rows = []
+    for inner, outer, family in OPTIMIZERS:
+        points_ = [found.get(family) for found in by_name]
+        losses = ["-" if point is None else f"{point.loss:.3f}" for point in points_]
+        rate = "-" if points_[0] is None else f"{points_[0].rate:g}"
+        seeds = ", ".join(str(point.seeds) for point in points_ if point is not None)
+        rows.append([inner, outer, str(FAMILIES[family].grid[0].inner_steps), rate, *losses, seeds])
+    return rows
 
 
 def _default_rows(found: Sequence[Point]) -> list[list[str]]:
     by_name = {point.family.name: point for point in found}
     rows = []
-    for steps, codec, family in DEFAULTS:
+    for steps, codec, residual, family in DEFAULTS:
         point = by_name.get(family)
         shown = ["-", "-"] if point is None else [f"{point.above:+.1%} ({_seeds(point)})", f"{point.fewer:.3g}x"]
-        rows.append([steps, codec, "local", "SGD at 1.0", *shown])
+        rows.append([steps, codec, residual, "SGD at 1.0", *shown])
     return rows
 
 
@@ -308,15 +335,20 @@ the loss is that of its peers' mean parameters. Recipes run as they were publish
 {confirmed}### Which to choose
 
 Few inner steps are worth more than exact values: take as few as the link and its round trips allow, and then the
-sparsest codec with `keep_one_in` times `inner_steps` at most 40. That product is how many inner steps a value waits
-until it is sent. Up to there sparse cost under 0.5% beside the same inner steps with fp32 (seed 0); at 64 it costs
-2%, at 256 and 320 13%, and at 960 the peers' parameters drift apart until nothing is learned: there, with `residual =
-"feedback"`, it still is. DiLoCo's outer momentum loses in runs this short. A mean that comes one round late cost more
-than three times the inner steps did. Moving only half way to it (`mixed 0.5`, as in Streaming DiLoCo: Douillard et
-al. 2025) had less than half of that cost with 10 inner steps of fp32, and made no difference with 5 of sparse/16. One
-seed each. Blocking, at {short_steps} steps:
+sparsest codec with `keep_one_in` times `inner_steps` at most 40, what is left out kept local. That product is how many
+inner steps a value waits until it is sent; at 256 and 320 it costs 13%, and at 960 the peers' parameters drift apart
+until nothing is learned. Beyond, with `residual = "feedback"`, few inner steps are still better than many for
+the same bytes, if the mean keeps more than the contributions do. A mean that comes one round late cost more than three
+times the inner steps did. Moving only half way to it (`mixed 0.5`, as in Streaming DiLoCo: Douillard et al. 2025) had
+less than half of that cost with 10 inner steps of fp32, and made no difference with 5 of sparse/16. Blocking, at
+{short_steps} steps, which is what `waggle run new` goes by:
 
 {defaults}
+
+The optimizers: DiLoCo's outer momentum loses in runs this short, less of it loses less, and plain SGD at 1.0, the mean
+of the peers' parameters, is the default until 20 000 inner steps. AdamW and Muon inside:
+
+{optimizers}
 
 Made by `.venv/bin/python -m bench.frontier_data`, then `.venv/bin/python -m bench.frontier`; the numbers are in
 `bench/results/frontier.json`.

@@ -77,7 +77,8 @@ time in inner steps over all time from the first commit to the last, the median 
 the sums of its parameters, which should all be the same."""
 
 UNEVEN = """The round begins when the swarm has done the target, whoever did it. Ideal: the target over all peers'
-speed, no time lost. The examples are those that the commits count."""
+speed, no time lost. The examples are those that the commits count. A round costs what it does above, and begins when
+everyone has ended the inner step it is in: up to 2 s of the slow peer's."""
 
 
 def draw_utilisation(found: Row, path: str) -> None:
