@@ -161,7 +161,10 @@ class Attempt:
             await self._reached(Stage.SEATED)
             group = await self._until_grouped(channel)
             await self._reached(Stage.GROUPED)
-            await self._in_group(channel, group)
+            try:
+                await self._in_group(channel, group)
+            except Moved as error:  # no correct leader sends its group away, and our contribution is used up
+                raise RoundError("leader-malformed", channel.remote, "sent its group away") from error
         except WireError as error:
             raise RoundError("leader-gone", channel.remote, str(error)) from error
         finally:
@@ -318,8 +321,6 @@ class Attempt:
             else:
                 assert self._local is not None  # whoever is not ready is in no group
                 link, pending = await proposal.make(self._local)
-        except Moved as error:  # no correct leader sends its group away, and our contribution is being used up
-            raise RoundError("leader-malformed", self._leader, "sent its group away") from error
         except RoundError as error:
             if error.culprit is None:
                 raise  # it came from the leader

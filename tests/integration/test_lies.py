@@ -182,6 +182,25 @@ async def test_mute_leader(shared: Stand, kind: type[Message]) -> None:
     await timed(run())
 
 
+@pytest.mark.parametrize("kind", [Include, Committed])
+async def test_leader_that_sends_its_group_away(shared: Stand, kind: type[Message]) -> None:
+    """At another table its members would hand in what is used up: the mean, or the state that they voted for."""
+
+    def tamper(peer: PeerId, message: Message, payload: bytes) -> tuple[Message, bytes]:
+        return (Refused(reason="over") if isinstance(message, kind) else message), payload
+
+    async def run() -> None:
+        await shared.ready()
+        await shared.until_leading(shared.culprit, True)
+        honest = shared.honest
+        shared.hand.tamper = tamper
+        async with shared.alongside(shared.given[shared.culprit.peer_id]):
+            await shared.commit(honest)
+        assert all(peer.rounds.absences.benched(shared.culprit.peer_id) for peer in honest)
+
+    await timed(run())
+
+
 async def test_leader_that_blames_everybody(shared: Stand) -> None:
     """It aborts every attempt and names all others: they keep each other, and another leads."""
 
