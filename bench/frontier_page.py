@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 
 from bench.frontier_arms import FAMILIES, RATES, Arm, Family, plain
+from bench.frontier_words import SECTION
 from bench.tables import Row, table
 
 SHORT, LONG = 900, 2700
@@ -267,89 +268,3 @@ def _default_rows(found: Sequence[Point]) -> list[list[str]]:
         shown = ["-", "-"] if point is None else [f"{point.above:+.1%} ({_seeds(point)})", f"{point.fewer:.3g}x"]
         rows.append([steps, codec, residual, "SGD at 1.0", *shown])
     return rows
-
-
-SECTION = """## The learning frontier
-
-What does a run learn for the bytes that it sends? Four peers, 117 thousand parameters, batches of 8 examples of 64
-bytes for each, AdamW with {warmup} steps of warm-up and a constant rate; equal tokens for every arm, {short_steps}
-and {long_steps} inner steps. Zero is one process with the whole batch of 32; `alone` is a peer with a quarter of the
-tokens. Rates: of each arm the best of its grid ({rates}) on seed 0 at {short_steps} steps, where the table does not
-say "not tuned": those ran at the first of the grid only, which was the best where all of it ran. Losses are means
-over seeds, with their standard deviation; percentages compare runs of equal seeds. Bytes are counted from real
-payloads: what a peer sends to the others, contributions and means, for each token that it trained on.
-
-One process plays all four peers, with the codecs, the partition, the optimizers, the data streams and the model of
-real ones ({machine}). The committed state is held once, so that digests are equal by construction. Examples come in
-random order (`bench/frontier_data.py` says why).
-
-### What was to be reached
-
-At {long_steps} steps:
-
-{targets}
-
-At {short_steps} steps:
-
-{short_targets}
-
-Published recipes, and the best of ours that sends no more bytes (to 1 %: in a model as small as this, the last rows of
-sparse parts are short ones), at {long_steps} steps:
-
-{recipes}
-
-At {short_steps} steps, where at the fewest bytes nobody beats one peer alone:
-
-{short_recipes}
-
-The best of many arms are shown, and the losses of equal arms over the whole batch's differ from seed to seed by one or
-two points: differences of one point are not told apart here. SparseLoCo runs as written: everyone sends its
-contribution to everyone, and the mean is exact. `updates 15 sparse ef.95` is the same through reducers, whose mean
-again keeps one value in 64: half the bytes, and a worse mean than bytes saved.
-
-### What "local" means
-
-With a codec that leaves things out, local work usually begins at the committed state, and what was left out is added
-to the next contribution (error feedback). With `residual = "local"` local work begins at the committed state minus
-what was left out: a peer's own unsent progress stays in its parameters, and so in its next contribution, which is
-again committed minus local. (Step-ahead error feedback: Xu, Huo and Huang 2021, there for gradients.) Nothing else
-differs, neither on the wire nor in what is committed. `updates 1 sparse/32` was run both ways. Why it helps was not
-measured; a likely reason is that a peer which does not see its own unsent progress makes it again.
-
-"Mean sparse": contributions keep one value in 256, and the mean, to which four peers bring different ones, one in 64
-(`mean_keep_one_in`).
-
-### {long_steps} inner steps
-
-{long}
-
-### {short_steps} inner steps
-
-{short}
-
-Arms are named by what they average, inner steps, codec (`sparse/N`: one value in N; `sparse` is `sparse/64`), and
-what becomes of what the codec leaves out (`ef.95`: error feedback of 0.95). "Overlapped": the mean of a round is
-applied one round late, as in CoCoD-SGD (Shen et al. 2019). "gradients" are applied by AdamW. SPARTA commits no state;
-the loss is that of its peers' mean parameters. Recipes run as they were published, but for the inner rate.
-
-{confirmed}### Which to choose
-
-Few inner steps are worth more than exact values: take as few as the link and its round trips allow, and then the
-sparsest codec with `keep_one_in` times `inner_steps` at most 40, what is left out kept local. That product is how many
-inner steps a value waits until it is sent; at 256 and 320 it costs 13%, and at 960 the peers' parameters drift apart
-until nothing is learned. Beyond, with `residual = "feedback"`, few inner steps are still better than many for
-the same bytes, if the mean keeps more than the contributions do. A mean that comes one round late cost more than three
-times the inner steps did. Moving only half way to it (`mixed 0.5`, as in Streaming DiLoCo: Douillard et al. 2025) had
-less than half of that cost with 10 inner steps of fp32, and made no difference with 5 of sparse/16. Blocking, at
-{short_steps} steps, which is what `waggle run new` goes by:
-
-{defaults}
-
-The optimizers: DiLoCo's outer momentum loses in runs this short, less of it loses less, and plain SGD at 1.0, the mean
-of the peers' parameters, is the default until 20 000 inner steps. AdamW and Muon inside:
-
-{optimizers}
-
-Made by `.venv/bin/python -m bench.frontier_data`, then `.venv/bin/python -m bench.frontier`; the numbers are in
-`bench/results/frontier.json`.
-"""

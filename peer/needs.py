@@ -80,7 +80,8 @@ def memory(manifest: Manifest, parameters: int) -> Memory:
         inner_optimizer=inner * size,
         outer_optimizer=outer * size,
         committed=size,
-        round=exchange + 2 * (1 + outer) * size,  # two next states
+        # Two next states: the newest in the contribution's memory, but an attempt before may have left another.
+        round=exchange + 2 * (1 + outer) * size,
     )
 
 

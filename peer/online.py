@@ -127,7 +127,7 @@ class Online:
             identity=identity,
             network=self.network,
             ledger=self.store,
-            codec=codec_of(rules.codec, rules.keep_one_in, rules.mean_keep_one_in),
+            codec=codec_of(rules),
             terms=terms_of(manifest),
             deadlines=Deadlines(exchange=rules.exchange_seconds, commit=rules.commit_seconds),
             listener=self.metrics,

@@ -39,7 +39,7 @@ class LocalResult:
     """What one peer did since the last commit.
 
     contribution: float32 [parameters] on the CPU, flat: the mean gradient, or committed - local (pseudo-gradient).
-    It belongs to the round that it is handed to, which writes the mean over it.
+    It belongs to the round that it is handed to, which writes the mean over it, and the next state over that.
     examples: the weight, in examples. loss: mean training loss over them (nan when there are none).
     """
 

@@ -23,6 +23,7 @@ from peer.state.transfer import Transfer
 from peer.values import LocalResult, RoundResult, Stage
 from swarm.history import Head, heavier
 from swarm.identity import Identity, PeerId
+from swarm.manifest import Round
 from swarm.network import Network
 from swarm.optimizer import Optimizer
 from swarm.p2pd import P2PDOptions
@@ -158,6 +159,12 @@ class Swarm:
     peers: list[RoundPeer] = field(default_factory=list)
 
     @property
+    def rules(self) -> Round:
+        """Of the manifest, what says how values travel."""
+        density = {} if self.mean_keep_one_in is None else {"mean_keep_one_in": self.mean_keep_one_in}
+        return Round.model_validate({"average": "updates", "inner_steps": 1, "codec": self.codec, **density})
+
+    @property
     def live(self) -> list[RoundPeer]:
         """The peers that were not killed."""
         return [peer for peer in self.peers if not peer.dead]
@@ -194,7 +201,7 @@ class Swarm:
         recorder = Recorder()
         context = Context(
             run_id=RUN_ID, identity=identity, network=network, ledger=store,
-            codec=codec or codec_of(self.codec, mean_keep_one_in=self.mean_keep_one_in),
+            codec=codec or codec_of(self.rules),
             terms=self.terms, deadlines=self.deadlines, listener=recorder, max_examples=self.max_examples,
             max_norm_ratio=20.0, parameters=self.parameters, residual=self.residual,
         )  # fmt: skip

@@ -28,7 +28,8 @@ MOST_SPARSE = 40
 SPARSE_INNER_STEPS = 30
 """SparseLoCo is tried last, and only from so many inner steps on, or where the horizon allows no more."""
 SPARSER_INNER_STEPS = 5
-"""With SPARSER, which is tried before more than SPARSE_INNER_STEPS: it learns more than they do, for fewer bytes."""
+"""With ``sparser``, which is tried before more than SPARSE_INNER_STEPS, and before overlap: it learns about as much as
+they do, for fewer bytes in all."""
 MIN_OUTER_STEPS = 30
 """What a run needs at least, to be more than the mean of peers that each learned alone."""
 LONG_HORIZON = 20_000
@@ -49,7 +50,6 @@ class Sending:
 
 FP16, INT8 = Sending("fp16"), Sending("int8")
 INT4 = Sending("int4", residual="local")
-SPARSER = Sending("sparse", keep_one_in=256, mean_keep_one_in=64, error_feedback=0.99)
 SPARSELOCO = Sending("sparse", keep_one_in=64, error_feedback=0.95)
 PLAIN = Optimizer(optimizer="sgd", learning_rate=1.0)
 NESTEROV = Optimizer(optimizer="sgd", learning_rate=0.7, momentum=0.9, nesterov=True)
@@ -118,7 +118,8 @@ class Cost:
     def phase_seconds(self) -> float:
         """What a round's exchange, and its commit, should be allowed.
 
-        Half the bytes travel to reducers and half from them: four times what that takes, for a link has slow moments.
+        Half the bytes travel to reducers and half from them, or up to three quarters where the mean is denser: that is
+        some three or four times what either takes, for a link has slow moments.
         """
         return float(min(86400, max(60, math.ceil(2 * self.wire_seconds))))
 
@@ -156,7 +157,7 @@ def choose(parameters: int, horizon: int, uplink_mbit: float, peers: int, step_s
     _check(horizon=horizon, uplink_mbit=uplink_mbit, peers=peers, step_seconds=step_seconds)
     costs = [
         Cost(inner_steps, overlap, sending, _bytes(parameters, sending, peers), uplink_mbit, step_seconds)
-        for inner_steps, overlap, sending in _candidates(horizon)
+        for inner_steps, overlap, sending in _candidates(horizon, peers)
     ]
     good = [cost for cost in costs if cost.good]
     if not good:
@@ -180,25 +181,36 @@ def _bytes(parameters: int, sending: Sending, peers: int) -> int:
     return bytes_per_outer_step(parameters, sending.codec, peers, kept, of_mean)
 
 
-def _candidates(horizon: int) -> Iterator[tuple[int, int, Sending]]:
-    """(inner steps, overlap, how), the best first. But for SPARSER inner steps never fall on the way."""
+def _candidates(horizon: int, peers: int) -> Iterator[tuple[int, int, Sending]]:
+    """(inner steps, overlap, how), the best first. But for ``sparser`` inner steps never fall on the way."""
     most = horizon // MIN_OUTER_STEPS
+    last = min(INNER_STEPS[-1], most)
+    many = min(SPARSE_INNER_STEPS, most)
     for inner_steps in sorted({min(steps, most) for steps in INNER_STEPS}):
-        ways = [[FP16, INT8, _thrifty(inner_steps)]]
-        if inner_steps >= min(SPARSE_INNER_STEPS, most):
-            ways.append([SPARSELOCO])
-        for sendings in ways:
-            for overlap in (0, 1) if inner_steps == min(INNER_STEPS[-1], most) else (0,):
-                for sending in sendings:
-                    yield inner_steps, overlap, sending
-            if sendings is ways[0] and inner_steps == SPARSE_INNER_STEPS:
-                yield SPARSER_INNER_STEPS, 0, SPARSER
+        dense = [FP16, INT8, _thrifty(inner_steps)]
+        yield from ((inner_steps, 0, sending) for sending in dense)
+        if inner_steps == many and most >= SPARSER_INNER_STEPS:
+            yield SPARSER_INNER_STEPS, 0, sparser(peers)
+        if inner_steps == last:
+            yield from ((inner_steps, 1, sending) for sending in dense)
+        if inner_steps >= many:
+            for overlap in (0, 1) if inner_steps == last else (0,):
+                yield inner_steps, overlap, SPARSELOCO
 
 
 def _thrifty(inner_steps: int) -> Sending:
     """What costs the fewest bytes and hardly any loss, at so many inner steps."""
     kept = [density for density in (32, 16, 8, 4) if inner_steps * density <= MOST_SPARSE]
     return Sending("sparse", keep_one_in=kept[0], residual="local") if kept else INT4
+
+
+def sparser(peers: int) -> Sending:
+    """One value in 256, and as many times more of the mean as there are peers to bring different ones.
+
+    Up to a power of 2, and to 16: a mean that keeps more than anybody brought spends a magnitude on zeros.
+    """
+    more = min(16, 1 << peers.bit_length() - 1)
+    return Sending("sparse", keep_one_in=256, mean_keep_one_in=256 // more, error_feedback=0.99)
 
 
 def _check(**values: float) -> None:

@@ -39,7 +39,7 @@ AUTHOR_KEY = Path("~/.waggle/author.key")
 def bytes_per_outer_step(
     parameters: int, codec: str, group_size: int, keep_one_in: int = 64, mean_keep_one_in: int | None = None
 ) -> int:
-    """What each peer of the group sends, and receives, in one round: 2 (n - 1) / n * size.
+    """What each peer of the group sends, and receives, in one round: (n - 1) / n * (contribution + mean).
 
     The optimum of all-reduce (Patarasuk and Yuan, 2009): a peer sends the n - 1 parts that others reduce,
     and its own reduced part to n - 1 peers.

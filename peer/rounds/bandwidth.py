@@ -117,6 +117,8 @@ def divide(values: int, reducers: Sequence[PeerId], members: int, rates: Mapping
     are equal, but no share is negative: water-filling. Equal parts where rates are unknown or alike, and in pairs,
     where both send one vector whatever the parts. No part is longer than MOST_PARTS equal ones.
 
+    This takes the mean's values to cost what a contribution's do; where they cost more, shares are less than best.
+
     rates: bytes per second by member; a reducer without one counts as the median.
     """
     if not reducers:

@@ -44,7 +44,10 @@ class Ledger(Protocol):
         """Whether this process has yet to see its first commit since it started."""
 
     async def propose(self, mean: torch.Tensor, square_norm: float) -> Pending:
-        """The state after applying ``mean``, float32 [parameters], to the committed one."""
+        """The state after applying ``mean``, float32 [parameters], to the committed one.
+
+        The mean belongs to the ledger from here on: the state may be made in its memory.
+        """
 
     async def fetch(self, link: Link, donors: Sequence[PeerId]) -> Pending:
         """The state that ``link`` makes, from peers that hold it. Raises WireError."""

@@ -70,12 +70,12 @@ class Store:
 
         The mean belongs to the store: the new parameters are written over it.
         """
-        work = partial(self._step, self.committed, mean, square_norm)
+        work = partial(self._next_state, self.committed, mean, square_norm)
         pending = await asyncio.get_running_loop().run_in_executor(None, work)
         self._keep(pending)
         return pending
 
-    def _step(self, base: Pending, mean: torch.Tensor, square_norm: float) -> Pending:
+    def _next_state(self, base: Pending, mean: torch.Tensor, square_norm: float) -> Pending:
         """Chunk by chunk, each hashed while the processor's cache has it: the others wait for our vote."""
         slots = {name: torch.empty_like(mean) for name in self.slot_names}
         vectors = [mean, *slots.values()]

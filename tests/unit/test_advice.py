@@ -21,10 +21,11 @@ from waggle.advice import (
     MOST_SPARSE,
     NESTEROV,
     PLAIN,
-    SPARSER,
+    SPARSE_INNER_STEPS,
     SPARSER_INNER_STEPS,
     Advice,
     choose,
+    sparser,
 )
 
 HORIZONS = st.one_of(st.integers(30, 5000), st.integers(30, 10**9))
@@ -47,7 +48,8 @@ def test_a_faster_link_never_means_more_inner_steps_but_than_the_sparser_few(
     parameters: int, horizon: int, one: float, other: float, peers: int, step_seconds: float
 ) -> None:
     slow, fast = (choose(parameters, horizon, mbit, peers, step_seconds).cost for mbit in sorted((one, other)))
-    assert fast.inner_steps <= slow.inner_steps or slow.sending == SPARSER
+    few = slow.sending == sparser(peers)
+    assert fast.inner_steps <= (SPARSE_INNER_STEPS if few else slow.inner_steps)
 
 
 @given(PARAMETERS, HORIZONS, HORIZONS, MBIT, PEERS, STEP_SECONDS)
@@ -115,10 +117,18 @@ def test_a_coarser_codec_comes_before_more_inner_steps_and_only_where_it_helps()
 
 
 def test_a_slow_link_with_slow_steps_has_few_of_them_and_sends_the_fewest_bytes() -> None:
-    slow = demo(parameters=100_000_000, step_seconds=60.0, uplink_mbit=2.0).cost
-    assert (slow.inner_steps, slow.sending) == (SPARSER_INNER_STEPS, SPARSER)
-    assert slow.good
-    assert demo(parameters=100_000_000, step_seconds=60.0, uplink_mbit=20.0).cost.sending != SPARSER
+    large = {"parameters": 100_000_000, "step_seconds": 60.0}
+    for horizon in (150, 870, 900, 930, 9000):
+        slow = demo(**large, uplink_mbit=2.0, horizon=horizon).cost
+        assert (slow.inner_steps, slow.overlap, slow.sending) == (SPARSER_INNER_STEPS, 0, sparser(4)), horizon
+        assert slow.good
+    assert demo(**large, uplink_mbit=2.0, horizon=149).cost.inner_steps < SPARSER_INNER_STEPS
+    assert demo(**large, uplink_mbit=20.0).cost.sending != sparser(4)
+
+
+def test_a_mean_keeps_no_more_than_the_peers_bring() -> None:
+    kept = {peers: sparser(peers).mean_keep_one_in for peers in (2, 3, 4, 7, 8, 16, 64)}
+    assert kept == {2: 128, 3: 128, 4: 64, 7: 64, 8: 32, 16: 16, 64: 16}
 
 
 def test_outer_nesterov_is_for_long_runs() -> None:

@@ -26,6 +26,7 @@ from peer.rounds.codec import (
     codec_of,
 )
 from peer.rounds.partition import CHUNK_VALUES
+from swarm.manifest import Round
 
 LARGEST = float(np.finfo(np.float32).max)
 SMALLEST = 2.0**-149  # the least float32 above zero
@@ -186,19 +187,24 @@ def test_the_bytes_on_the_wire_are_those_that_a_run_is_told_to_cost(codec: Codec
     assert len(payload) / CHUNK_VALUES == pytest.approx(value_bytes(codec.name), rel=1e-4)
 
 
+def sparse(**densities: int) -> Codec:
+    """The codec of a manifest with these."""
+    return codec_of(Round.model_validate({"average": "updates", "inner_steps": 1, "codec": "sparse", **densities}))
+
+
 @pytest.mark.parametrize("keep_one_in", [4, 8, 16, 32, 64, 128, 256])
 def test_a_sparse_codec_keeps_one_in_so_many(keep_one_in: int) -> None:
-    codec, values = codec_of("sparse", keep_one_in), mixed(CHUNK_VALUES)
+    codec, values = sparse(keep_one_in=keep_one_in), mixed(CHUNK_VALUES)
     payload = codec.encode(values)
     assert len(payload) / CHUNK_VALUES == pytest.approx(value_bytes("sparse", keep_one_in), rel=1e-9)
     assert codec.decode(payload, CHUNK_VALUES).count_nonzero() <= CHUNK_VALUES // keep_one_in
 
 
 def test_a_mean_may_be_denser_than_what_it_is_the_mean_of() -> None:
-    codec, values = codec_of("sparse", 64, 16), mixed(CHUNK_VALUES)
-    assert codec.encode(values) == codec_of("sparse", 64).encode(values)
-    assert codec.for_mean.encode(values) == codec_of("sparse", 16).encode(values)
-    assert codec_of("sparse", 64).for_mean.encode(values) == codec.encode(values)
+    codec, values = sparse(keep_one_in=64, mean_keep_one_in=16), mixed(CHUNK_VALUES)
+    assert codec.encode(values) == sparse(keep_one_in=64).encode(values)
+    assert codec.for_mean.encode(values) == sparse(keep_one_in=16).encode(values)
+    assert sparse(keep_one_in=64).for_mean.encode(values) == codec.encode(values)
     each = [len(one.encode(values)) / CHUNK_VALUES for one in (codec, codec.for_mean)]
     assert each == pytest.approx(wire_bytes("sparse", 64, 16), rel=1e-9)
 

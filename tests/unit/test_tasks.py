@@ -195,6 +195,9 @@ def test_all_reduce_costs_each_peer_twice_the_size_but_for_its_own_part() -> Non
     assert bytes_per_outer_step(1000, "fp32", 4) == 6000
     assert bytes_per_outer_step(1000, "fp16", 8) == 3500
     assert bytes_per_outer_step(1000, "fp16", 1) == 0
+    rows = 100 * 4096
+    assert bytes_per_outer_step(rows, "sparse", 4, 64) == 100 * 3 / 4 * (84 + 84)
+    assert bytes_per_outer_step(rows, "sparse", 4, 256, 64) == 100 * 3 / 4 * (28 + 84), "contributions, a denser mean"
 
 
 def test_memory_counts_what_the_optimizers_keep() -> None:
@@ -209,6 +212,10 @@ def test_memory_counts_what_the_optimizers_keep() -> None:
     assert (demo.inner_optimizer, demo.outer_optimizer) == (8000, 0)  # AdamW; plain SGD
     muon = Manifest.from_toml((ROOT / "runs" / "demo.toml").read_text().replace('"adamw"', '"muon"'))
     assert memory(muon, 1000).inner_optimizer == 8000, "at most"
+    text = (ROOT / "runs" / "demo.toml").read_text()
+    sparse = [text.replace('codec = "fp16"', 'codec = "sparse"' + more) for more in ("", "\nmean_keep_one_in = 16")]
+    alike, denser = (memory(Manifest.from_toml(one), 100 * 4096).round for one in sparse)
+    assert denser - alike == 2 * 100 * (260 - 84), "two means of at most all values, of 260 bytes for a row, not 84"
     assert "with Muon and AdamW at 0.003, momentum 0.95 (Nesterov); when all have" in in_words(muon)
 
 

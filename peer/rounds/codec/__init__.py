@@ -12,6 +12,7 @@ from peer.rounds.codec.floats import Float16Codec, Float32Codec
 from peer.rounds.codec.interface import Codec, CodecError
 from peer.rounds.codec.quantised import Int4Codec, Int8Codec
 from peer.rounds.codec.sparse import SparseCodec
+from swarm.manifest import Round
 
 __all__ = [
     "CODECS",
@@ -35,9 +36,9 @@ CODECS: dict[str, Callable[[], Codec]] = {
 """The codecs a manifest may name."""
 
 
-def codec_of(name: str, keep_one_in: int = 64, mean_keep_one_in: int | None = None) -> Codec:
-    """The codec of a manifest; a sparse one keeps one value in so many, a power of 2, and of the mean in so many."""
-    if name != "sparse":
-        return CODECS[name]()
-    mean = None if mean_keep_one_in is None else SparseCodec(mean_keep_one_in.bit_length() - 1)
-    return SparseCodec(keep_one_in.bit_length() - 1, mean)
+def codec_of(rules: Round) -> Codec:
+    """The codec of a manifest; of a sparse one the densities are powers of 2."""
+    if rules.codec != "sparse":
+        return CODECS[rules.codec]()
+    mean = None if rules.mean_keep_one_in is None else SparseCodec(rules.mean_keep_one_in.bit_length() - 1)
+    return SparseCodec(rules.keep_one_in.bit_length() - 1, mean)
