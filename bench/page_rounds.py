@@ -56,10 +56,46 @@ def goodput_section(found: Row) -> str:
             f"`sudo .venv/bin/python -m bench.goodput --part {part}`",
             table(GOODPUT_HEAD, [_goodput_row(row) for row in data["rows"]], left=2),
         ]
+        if part == "even":
+            parts += _phases(data["rows"])
         hung = [row for row in data["rows"] if row["hung"] or row.get("cold_hangs")]
         if hung:
             parts.append("\n".join(map(_trouble, hung)))
     return "\n\n".join(parts)
+
+
+PHASES_HEAD = (
+    "codec", "group", "first byte", "last one scattered", "verdict", "last one has the mean", "last one committed",
+    "codec, in all threads",
+)  # fmt: skip
+
+
+def _phase_row(row: Row) -> list[str]:
+    """Medians; every peer's own work is in them, as all wait for the last."""
+    rounds: Sequence[Row] = row["measured"]
+
+    def at(name: str, plus: str = "") -> str:
+        values = [one[name] + (one[plus] if plus else 0.0) for one in rounds if name in one]
+        return number(middle(values))
+
+    return [
+        row["codec"], at("group_seconds"), at("first_byte_seconds"), at("scatter_seconds"), at("include_seconds"),
+        at("seconds"), at("seconds", "commit_seconds"), at("codec_seconds"),
+    ]  # fmt: skip
+
+
+def _phases(rows: Sequence[Row]) -> list[str]:
+    """The phases of rounds of 40 MB among four peers on even links."""
+    shown = [
+        row for row in rows
+        if (row["program"], row["megabytes"], row["peers"]) == ("waggle", 40, 4) and row["measured"]
+    ]  # fmt: skip
+    return [PHASES, table(PHASES_HEAD, map(_phase_row, shown))] if shown else []
+
+
+PHASES = """Where the time goes, 40 MB and 4 peers: seconds from the moment when the last peer is ready to the group and
+the first byte; the others from the first peer that knows its group. The codec's seconds are those of one peer, on
+values, within the exchange."""
 
 
 def _trouble(row: Row) -> str:
