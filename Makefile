@@ -31,7 +31,7 @@ check: $(READY)  ## ruff, mypy strict, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(READY)  ## measures every table of docs/performance.md; Linux, root, some two hours
+bench: $(READY)  ## measures the tables of docs/performance.md but the frontier, which takes a night; Linux, root, two hours
 	@set -e; for part in even uplink slow; do $(BIN)/python -m bench.goodput --part $$part; done
 	@$(BIN)/python -m bench.starts
 	@set -e; for part in even steps uplink uneven; do $(BIN)/python -m bench.utilisation --part $$part; done

@@ -19,8 +19,8 @@ INTRODUCTION = """# Performance
 Measured on an emulated internet: every peer is a process in a network namespace of its own, behind a link with a rate
 each way, a delay and a queue of 200 ms that drops what it cannot hold (`bench/internet.py`). Before each table plain
 TCP measures the link, and a link that is off makes no table. All hosts share the machine's cores, the router between
-them too. Stock hivemind 1.1.12 runs in the same hosts, in the same run. `make bench` measures all of it again, as
-root on Linux; every section names its own command.
+them too. Stock hivemind 1.1.12 runs in the same hosts, in the same run. `make bench` measures all of it again but the
+frontier, as root on Linux; every section names its own command.
 
 Medians unless said otherwise. Digests: whether all peers held the same one after every commit."""
 
