@@ -74,6 +74,7 @@ class Arm:
         if one_in:
             round_.append(f"keep_one_in = {one_in}")
         if self.mean_codec:
+            assert codec == "sparse" and self.mean_codec.startswith("sparse"), "manifests have no other second codec"
             round_.append(f"mean_keep_one_in = {self.mean_codec.partition('/')[2] or 64}")
         if self.keep:
             round_.append('residual = "local"')
