@@ -183,7 +183,10 @@ def frontier_section(results: Row) -> str:
 
 
 def draw_frontier(results: Row, path: Path) -> None:
-    """A PNG: loss over the whole batch against bytes per token, one panel for each length."""
+    """A PNG: loss over the whole batch against bytes per token, one panel for each length.
+
+    Names are at recipes and at ours that no other of ours beats; what is much worse than "alone" is left out.
+    """
     import matplotlib
 
     matplotlib.use("Agg")  # no screen needed
@@ -193,9 +196,11 @@ def draw_frontier(results: Row, path: Path) -> None:
     for steps, axes in zip((SHORT, LONG), panels, strict=True):
         found = points(results, steps)
         sent = [point for point in found if point.bytes_per_token]
+        ours = curve(sent)
         for point in found:
             if point.family.name == ALONE:
                 axes.axhline(100 * point.above, color="gray", linestyle=":", label="one peer alone")
+                axes.set_ylim(-5 * point.above - 2, 160 * point.above)
         for published, marker, label in ((False, "o", "ours"), (True, "^", "published recipes")):
             shown = [point for point in sent if bool(point.family.published) == published]
             axes.plot(
@@ -203,11 +208,12 @@ def draw_frontier(results: Row, path: Path) -> None:
                 label=label, markersize=5,
             )  # fmt: skip
             for point in shown:
-                axes.annotate(
-                    point.family.name, (point.bytes_per_token, 100 * point.above), fontsize=5,
-                    xytext=(3, 2), textcoords="offset points",
-                )  # fmt: skip
-        ours = curve(sent)
+                if published or point in ours:
+                    axes.annotate(
+                        point.family.name, (point.bytes_per_token, 100 * point.above), fontsize=6,
+                        xytext=(4, 3), textcoords="offset points", annotation_clip=True,
+                        color="C1" if published else "C0",
+                    )  # fmt: skip
         axes.plot([point.bytes_per_token for point in ours], [100 * point.above for point in ours], "-", color="C0")
         axes.set(xscale="log", xlabel="bytes per token, sent by a peer", title=f"{steps} inner steps")
         axes.grid(alpha=0.3)
