@@ -17,6 +17,14 @@ PART_NAMES = {
 }
 
 
+CODEC_ORDER = ("fp32", "fp16", "int8", "int4", "sparse")
+
+
+def _place(row: Row) -> tuple[int, int, int, bool]:
+    """Where a row stands: stock under ours."""
+    return row["peers"], row["megabytes"], CODEC_ORDER.index(row["codec"]), row["program"] != "waggle"
+
+
 def _goodput_row(row: Row) -> list[str]:
     rounds: Sequence[Row] = row["measured"]
     head = [
@@ -54,7 +62,7 @@ def goodput_section(found: Row) -> str:
             f"### {PART_NAMES.get(part, part)}",
             f"{data['calibration']['link']}: calibrated {calibration(data['calibration'])} ({data['machine']}). "
             f"`sudo .venv/bin/python -m bench.goodput --part {part}`",
-            table(GOODPUT_HEAD, [_goodput_row(row) for row in data["rows"]], left=2),
+            table(GOODPUT_HEAD, map(_goodput_row, sorted(data["rows"], key=_place)), left=2),
         ]
         if part == "even":
             parts += _phases(data["rows"])

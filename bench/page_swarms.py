@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from bench.page_rounds import calibration
+from bench.page_rounds import CODEC_ORDER, calibration
 from bench.tables import Row, number, table
 
 PART_NAMES = {
@@ -17,6 +17,11 @@ PART_NAMES = {
 HEAD = ("program", "codec", "overlap", "inner steps", "utilisation", "ready to commit s", "CPU s/outer step", "digests")
 UNEVEN_HEAD = ("slowest peer's step", "target", "outer steps/hour", "ideal", "%", "examples by peer", "digests")
 BYTES_HEAD = ("codec", "rounds", "all streams", "on the wire", "fewer than fp32", "per token at 30 steps", "digests")
+
+
+def _place(row: Row) -> tuple[int, int, int, bool]:
+    """Where a row stands: stock first."""
+    return row["inner_steps"], row["overlap"], CODEC_ORDER.index(row["codec"]), row["program"] == "waggle"
 
 
 def _row(row: Row) -> list[str]:
@@ -62,7 +67,8 @@ def utilisation_section(found: Row) -> str:
         ]
         if uneven:
             parts.append(UNEVEN)
-        parts.append(table(head, [make(row) for row in data["rows"]], left=1 if uneven else 2))
+        rows = data["rows"] if uneven else sorted(data["rows"], key=_place)
+        parts.append(table(head, map(make, rows), left=1 if uneven else 2))
         failed = [row for row in data["rows"] if row["failed"]]
         if failed:
             parts.append("\n".join(f"- {row['codec']}: {row['failed'][-200:]}" for row in failed))
