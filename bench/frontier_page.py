@@ -249,6 +249,8 @@ OPTIMIZERS = (
     ("AdamW", "SGD at 1.0", "updates 30 fp32"),
     ("AdamW", "Nesterov, 0.7, momentum 0.5", "updates 30 fp32 nesterov.5"),
     ("AdamW", "Nesterov, 0.7, momentum 0.9 (DiLoCo)", "DiLoCo 30"),
+    ("AdamW", "SGD at 1.0", "updates 100 fp32"),
+    ("AdamW", "Nesterov, 0.7, momentum 0.9 (DiLoCo)", "DiLoCo 100"),
 )
 """Inner optimizer, outer one, the family that shows it."""
 OPTIMIZERS_HEAD = ("inner", "outer", "inner steps", "rate", f"loss at {SHORT}", f"loss at {LONG}", "seeds")
