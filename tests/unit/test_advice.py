@@ -16,7 +16,9 @@ from swarm.manifest import Manifest
 from waggle import author
 from waggle.advice import (
     BUSY_SHARE,
+    GENTLE,
     LONG_HORIZON,
+    MANY_INNER_STEPS,
     MIN_OUTER_STEPS,
     MOST_SPARSE,
     NESTEROV,
@@ -131,11 +133,15 @@ def test_a_mean_keeps_no_more_than_the_peers_bring() -> None:
     assert kept == {2: 128, 3: 128, 4: 64, 7: 64, 8: 32, 16: 16, 64: 16}
 
 
-def test_outer_nesterov_is_for_long_runs() -> None:
-    assert demo(horizon=LONG_HORIZON - 1).outer == PLAIN
-    assert demo(horizon=LONG_HORIZON).outer == NESTEROV
+def test_outer_momentum_is_for_long_runs_and_a_little_of_it_for_many_inner_steps() -> None:
+    for step_seconds, short in ((60.0, PLAIN), (1.0, GENTLE)):
+        assert demo(step_seconds=step_seconds, horizon=LONG_HORIZON - 1).outer == short
+        assert demo(step_seconds=step_seconds, horizon=LONG_HORIZON).outer == NESTEROV
     slowest = demo(parameters=10**9, horizon=10**6)
     assert slowest.outer == (PLAIN if slowest.cost.sending.codec == "sparse" else NESTEROV)
+    many = demo(parameters=10_000_000, uplink_mbit=100.0, step_seconds=1.2)
+    assert (many.cost.inner_steps, many.cost.sending.codec) == (MANY_INNER_STEPS, "int4")
+    assert many.outer == GENTLE
 
 
 def test_the_author_is_told_for_whom_and_at_what_cost() -> None:
