@@ -95,7 +95,8 @@ async def test_slow_sender(shared: Stand, role: str) -> None:
             await others_commit(shared)
         finally:
             slow.go.set()  # its threads are waiting
-        assert (shared.culprit.peer_id, "deadline") in shared.refusals()
+        # Its own deadline runs out at the same moment: where it hangs up first, it is gone.
+        assert {(shared.culprit.peer_id, reason) for reason in ("deadline", "gone")} & shared.refusals()
 
     await timed(run())
 
