@@ -77,11 +77,16 @@ def points(results: Row, steps: int) -> list[Point]:
     return sorted(found, key=lambda point: (-point.bytes_per_token, point.above))
 
 
+def _compares(point: Point) -> bool:
+    """Whether it is a way to exchange: not "alone", nor with another inner optimizer than the whole batch has."""
+    return point.family.name != ALONE and not point.family.grid[0].muon
+
+
 def best_within(found: Sequence[Point], fewer: float, *, published: bool) -> Point | None:
     """The least loss among those that send at most 1/``fewer`` of fp32 every step."""
     able = [
         point for point in found
-        if point.fewer >= fewer and bool(point.family.published) == published and point.family.name != ALONE
+        if point.fewer >= fewer and bool(point.family.published) == published and _compares(point)
     ]  # fmt: skip
     return min(able, key=lambda point: point.above, default=None)
 
@@ -90,7 +95,7 @@ def curve(found: Sequence[Point]) -> list[Point]:
     """Ours that no other of ours beats in both loss and bytes, most bytes first."""
     kept: list[Point] = []
     for point in sorted(found, key=lambda point: (point.bytes_per_token, point.above)):
-        ours = not point.family.published and point.family.name not in (ALONE,)
+        ours = not point.family.published and _compares(point)
         if ours and all(point.above < other.above for other in kept):
             kept.append(point)
     return kept[::-1]
@@ -202,7 +207,7 @@ def draw_frontier(results: Row, path: Path) -> None:
                 axes.axhline(100 * point.above, color="gray", linestyle=":", label="one peer alone")
                 axes.set_ylim(-5 * point.above - 2, 160 * point.above)
         for published, marker, label in ((False, "o", "ours"), (True, "^", "published recipes")):
-            shown = [point for point in sent if bool(point.family.published) == published]
+            shown = [point for point in sent if bool(point.family.published) == published and _compares(point)]
             axes.plot(
                 [point.bytes_per_token for point in shown], [100 * point.above for point in shown], marker,
                 label=label, markersize=5,
