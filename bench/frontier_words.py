@@ -6,9 +6,9 @@ What does a run learn for the bytes that it sends? Four peers, 117 thousand para
 bytes for each, AdamW with {warmup} steps of warm-up and a constant rate; equal tokens for every arm, {short_steps}
 and {long_steps} inner steps. Zero is one process with the whole batch of 32; `alone` is a peer with a quarter of the
 tokens. Rates: of each arm the best of its grid ({rates}) on seed 0 at {short_steps} steps, where the table does not
-say "not tuned": those ran at the first of the grid only, which was the best where all of it ran. Losses are means
-over seeds, with their standard deviation; percentages compare runs of equal seeds. Bytes are counted from real
-payloads: what a peer sends to the others, contributions and means, for each token that it trained on.
+say "not tuned": those ran at the first of the grid only, or not at all of it. Losses are means over seeds, with their
+standard deviation; percentages compare runs of equal seeds. Bytes are counted from real payloads: what a peer sends to
+the others, contributions and means, for each token that it trained on.
 
 One process plays all four peers, with the codecs, the partition, the optimizers, the data streams and the model of
 real ones ({machine}). The committed state is held once, so that digests are equal by construction. Examples come in
