@@ -15,8 +15,8 @@ from peer.values import Stage
 from swarm.identity import PeerId
 from swarm.wire import Message
 from tests.evil import SlowCodec, no_check
-from tests.harness import DEADLINES, agreed
-from tests.stand import EXAMPLES, PEERS, Stand, stand, timed
+from tests.harness import agreed
+from tests.stand import DEADLINES, EXAMPLES, PEERS, Stand, stand, timed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -32,8 +32,8 @@ from swarm.identity import Identity, PeerId
 from swarm.network import Network
 from swarm.p2pd import P2PDOptions
 from swarm.wire import Message
-from tests.evil import shout
-from tests.harness import RUN_ID
+from tests.evil import Tamper, shout
+from tests.harness import RUN_ID, RoundPeer
 from tests.stand import DEADLINES, EXAMPLES, PARAMETERS, PEERS, SECONDS, Stand, stand, timed
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -139,6 +139,19 @@ LIES: list[tuple[type[Message], Callable[..., Message]]] = [
 ]
 
 
+@contextlib.asynccontextmanager
+async def misled(shared: Stand, tamper: Tamper, **changes: object) -> AsyncIterator[list[RoundPeer]]:
+    """The honest peers, while the culprit leads and ``tamper`` changes what it sends. changes: to its Context."""
+    await shared.ready()
+    await shared.until_leading(shared.culprit, True)
+    honest = shared.honest
+    if changes:
+        shared.turn(**changes)
+    shared.hand.tamper = tamper
+    async with shared.alongside(shared.given[shared.culprit.peer_id]):
+        yield honest
+
+
 @pytest.mark.parametrize(("kind", "lie"), LIES, ids=[lie.__name__ for _, lie in LIES])
 async def test_lying_leader(shared: Stand, kind: type[Message], lie: Callable[..., Message]) -> None:
     told = asyncio.Event()
@@ -150,11 +163,7 @@ async def test_lying_leader(shared: Stand, kind: type[Message], lie: Callable[..
         return message, payload
 
     async def run() -> None:
-        await shared.ready()
-        await shared.until_leading(shared.culprit, True)
-        honest = shared.honest
-        shared.hand.tamper = tamper
-        async with shared.alongside(shared.given[shared.culprit.peer_id]):
+        async with misled(shared, tamper) as honest:
             await shared.commit(honest)
             await shared.commit(honest)
         assert told.is_set()
@@ -170,12 +179,8 @@ async def test_mute_leader(shared: Stand, kind: type[Message]) -> None:
         return b"" if isinstance(message, kind | Aborted) else (message, payload)
 
     async def run() -> None:
-        await shared.ready()
-        await shared.until_leading(shared.culprit, True)
-        honest = shared.honest
-        shared.turn(deadlines=replace(DEADLINES, exchange=SECONDS, commit=SECONDS, silence=SECONDS))
-        shared.hand.tamper = tamper
-        async with shared.alongside(shared.given[shared.culprit.peer_id]):
+        patient = replace(DEADLINES, exchange=SECONDS, commit=SECONDS, silence=SECONDS)
+        async with misled(shared, tamper, deadlines=patient) as honest:
             await shared.commit(honest)
         assert any(peer.rounds.absences.benched(shared.culprit.peer_id) for peer in honest)
 
@@ -190,11 +195,7 @@ async def test_leader_that_sends_its_group_away(shared: Stand, kind: type[Messag
         return (Refused(reason="over") if isinstance(message, kind) else message), payload
 
     async def run() -> None:
-        await shared.ready()
-        await shared.until_leading(shared.culprit, True)
-        honest = shared.honest
-        shared.hand.tamper = tamper
-        async with shared.alongside(shared.given[shared.culprit.peer_id]):
+        async with misled(shared, tamper) as honest:
             await shared.commit(honest)
         assert all(peer.rounds.absences.benched(shared.culprit.peer_id) for peer in honest)
 
@@ -210,11 +211,7 @@ async def test_leader_that_blames_everybody(shared: Stand) -> None:
         return message, payload
 
     async def run() -> None:
-        await shared.ready()
-        await shared.until_leading(shared.culprit, True)
-        honest = shared.honest
-        shared.hand.tamper = tamper
-        async with shared.alongside(shared.given[shared.culprit.peer_id]):
+        async with misled(shared, tamper) as honest:
             await shared.commit(honest)
             await shared.commit(honest)
 
