@@ -121,6 +121,9 @@ class Runner:
         """One command line."""
         for name in wanted.families or FAMILIES:
             family = FAMILIES[name]
+            if family.tried:
+                self.run(family, family.grid[0], SEEDS[0], SHORT)
+                continue
             arm = family.grid[0] if wanted.untuned else self.tune(family)
             for seed in wanted.seeds:
                 self.run(family, arm, seed, wanted.steps)

@@ -106,12 +106,14 @@ def plain(arm: Arm) -> dict[str, Any]:
 class Family:
     """One row of the table: arms that differ in a learning rate, of which the best at the shorter length is kept.
 
-    published: where the recipe is from, if it is not ours.
+    published: where the recipe is from, if it is not ours. tried: a dead end, or a variation to learn from; it has one
+    rate, one seed and the shorter length only, and a table of its own.
     """
 
     name: str
     grid: tuple[Arm, ...]
     published: str = ""
+    tried: bool = False
 
 
 RATES = (0.003, 0.002, 0.0045)
@@ -120,6 +122,10 @@ RATES = (0.003, 0.002, 0.0045)
 
 def _family(name: str, arm: Arm, published: str = "") -> Family:
     return Family(name, tuple(replace(arm, learning_rate=rate) for rate in RATES), published)
+
+
+def _tried(family: Family) -> Family:
+    return replace(family, grid=family.grid[:1], tried=True)
 
 
 def _overlapped(mixing: float) -> str:
@@ -141,11 +147,11 @@ FAMILIES: dict[str, Family] = {
     for family in (
         _family("whole batch", Arm("gradients")),
         _family("alone", Arm("alone")),
+        *(_family(f"gradients {steps} fp32", Arm("gradients", steps)) for steps in (2, 5, 10, 30, 100)),
         _family("gradients 1 int8", Arm("gradients", codec="int8")),
         _family("gradients 1 int4 ef.999", Arm("gradients", codec="int4", feedback=0.999)),
-        _family("gradients 1 sparse/32 ef.999", Arm("gradients", codec="sparse/32", feedback=0.999)),
         *(_family(f"updates {steps} fp32", Arm("updates", steps)) for steps in (1, 2, 5, 10, 30, 100)),
-        *(_family(f"updates {steps} int8", Arm("updates", steps, codec="int8")) for steps in (2, 5, 10)),
+        _family("updates 10 int8", Arm("updates", 10, codec="int8")),
         *(
             _family(f"updates {steps} fp32{_overlapped(mixing)}", Arm("updates", steps, overlap=True, mixing=mixing))
             for steps in (5, 10, 30)
@@ -153,14 +159,7 @@ FAMILIES: dict[str, Family] = {
         ),
         _family("updates 10 fp32 muon", Arm("updates", 10, muon=True)),
         _family("updates 30 fp32 nesterov.5", Arm("updates", 30, momentum=0.5, outer_rate=0.7)),
-        _family("updates 1 sparse ef.95", Arm("updates", codec="sparse", feedback=0.95)),
-        # All that differs from "updates 1 sparse/32 local" is where local work begins.
-        _family("updates 1 sparse/32 ef.999", Arm("updates", codec="sparse/32", feedback=0.999)),
-        _family("updates 5 sparse ef.95", Arm("updates", 5, codec="sparse", feedback=0.95)),
-        *(
-            _family(f"updates {steps} {codec} ef.95", Arm("updates", steps, codec=codec, feedback=0.95))
-            for steps, codec in ((15, "sparse"), (30, "sparse/32"), (50, "sparse/16"), (100, "sparse/8"))
-        ),
+        _family("updates 15 sparse ef.95", Arm("updates", 15, codec="sparse", feedback=0.95)),
         *(
             _family(
                 f"updates {steps} {codec} ef{feedback:.2g}".replace("0.", ".") + f", mean {mean}",
@@ -168,28 +167,15 @@ FAMILIES: dict[str, Family] = {
             )
             for steps, codec, mean, feedback in ((5, "sparse/256", "sparse", 0.99), (10, "sparse/256", "sparse", 0.99))
         ),
-        _family("updates 10 int4 ef.95", Arm("updates", 10, codec="int4", feedback=0.95)),
         _local(1, "int4"),
-        _local(1, "sparse/4"),
         _local(1, "sparse/8"),
         _local(1, "sparse/32"),
         _local(1, "sparse"),
-        _local(1, "sparse", mean_codec="sparse/16"),
-        _local(1, "sparse", mean_feedback=False),
-        _local(1, "sparse/256"),
-        _local(2, "sparse"),
-        _local(5, "sparse"),
-        _local(15, "sparse"),
-        _local(5, "int4"),
-        _local(5, "sparse/4"),
         _local(5, "sparse/8"),
         _local(5, "sparse/16"),
-        _local(10, "int4"),
+        _local(5, "sparse"),
         _local(10, "sparse/4"),
-        _local(30, "int4"),
-        _local(100, "int4"),
-        _local(1, "sparse", overlap=True),
-        _local(5, "sparse", overlap=True),
+        *(_local(steps, "int4") for steps in (10, 30, 100)),
         _local(5, "sparse/16", overlap=True),
         _local(5, "sparse/16", overlap=True, mixing=0.5),
         _local(10, "sparse/4", overlap=True, mixing=0.5),
@@ -206,6 +192,32 @@ FAMILIES: dict[str, Family] = {
             for steps in (15, 30)
         ),
         *(_family(f"SPARTA {share:.1%}", Arm("sparta", share=share), SPARTA) for share in (0.005, 0.05)),
+        *map(
+            _tried,
+            (
+                _family("gradients 1 sparse/32 ef.999", Arm("gradients", codec="sparse/32", feedback=0.999)),
+                # All that differs from "updates 1 sparse/32 local" is where local work begins.
+                _family("updates 1 sparse/32 ef.999", Arm("updates", codec="sparse/32", feedback=0.999)),
+                *(
+                    _family(f"updates {steps} {codec} ef.95", Arm("updates", steps, codec=codec, feedback=0.95))
+                    for steps, codec in (
+                        (1, "sparse"),
+                        (5, "sparse"),
+                        (10, "int4"),
+                        (30, "sparse/32"),
+                        (50, "sparse/16"),
+                        (100, "sparse/8"),
+                    )
+                ),
+                _local(1, "sparse/256"),
+                _local(2, "sparse"),
+                _local(15, "sparse"),
+                _local(1, "sparse", mean_codec="sparse/16"),
+                _local(1, "sparse", mean_feedback=False),
+                _local(1, "sparse", overlap=True),
+                _local(5, "sparse", overlap=True),
+            ),
+        ),
     )
 }
 
