@@ -135,7 +135,8 @@ def _overlapped(mixing: float) -> str:
 def _local(inner_steps: int, codec: str, **more: object) -> Family:
     arm = replace(Arm("updates", inner_steps, codec=codec, keep=True), **more)  # type: ignore[arg-type]
     said = (_overlapped(arm.mixing) if arm.overlap else "") + (f", mean {arm.mean_codec}" if arm.mean_codec else "")
-    said += "" if arm.mean_feedback else ", mean's rest lost"
+    said += ("" if arm.mean_feedback else ", mean's rest lost") + (" muon" if arm.muon else "")
+    said += " nesterov.5" if arm.momentum else ""
     return _family(f"updates {inner_steps} {codec} local{said}", arm)
 
 
@@ -216,6 +217,10 @@ FAMILIES: dict[str, Family] = {
                 _local(1, "sparse", mean_feedback=False),
                 _local(1, "sparse", overlap=True),
                 _local(5, "sparse", overlap=True),
+                _local(1, "sparse/32", muon=True),
+                _local(30, "int4", muon=True),
+                _local(30, "int4", muon=True, momentum=0.5, outer_rate=0.7),
+                _local(30, "int4", momentum=0.5, outer_rate=0.7),
             ),
         ),
     )

@@ -24,7 +24,6 @@ class Point:
 
     family: Family
     rate: float
-    tuned: bool
     seeds: int
     loss: float
     spread: float
@@ -38,23 +37,27 @@ def _at(runs: Sequence[Row], steps: int) -> dict[int, float]:
     return {run["seed"]: run["losses"][str(steps)] for run in runs if str(steps) in run["losses"]}
 
 
-def best_runs(results: Row, family: Family) -> tuple[list[Row], bool]:
-    """The runs of the family's arm with the least loss at SHORT on seed 0, and whether its whole grid has run."""
-    settings = [plain(arm) for arm in family.grid]
-    defaults = plain(Arm("updates"))
-    runs = [[run for run in results["runs"] if {**defaults, **run["arm"]} == one] for one in settings]
-    tried = [(_at(of_arm, SHORT)[0], index) for index, of_arm in enumerate(runs) if 0 in _at(of_arm, SHORT)]
-    return (runs[min(tried)[1]] if tried else []), len(tried) == len(settings)
+def _runs(results: Row, arm: Arm) -> list[Row]:
+    settings, defaults = plain(arm), plain(Arm("updates"))
+    return [run for run in results["runs"] if {**defaults, **run["arm"]} == settings]
+
+
+def best_runs(results: Row, family: Family) -> list[Row]:
+    """The runs of the family's arm with the least loss at SHORT on seed 0; none until its whole grid has run."""
+    grid = [_runs(results, arm) for arm in family.grid]
+    losses = [_at(of_arm, SHORT).get(0) for of_arm in grid]
+    ran = [(loss, index) for index, loss in enumerate(losses) if loss is not None]
+    return grid[min(ran)[1]] if len(ran) == len(grid) else []
 
 
 def points(results: Row, steps: int) -> list[Point]:
-    """All families that reached ``steps``, fewest bytes last."""
-    zero = _at(best_runs(results, FAMILIES[WHOLE])[0], steps)
-    every = _at(best_runs(results, FAMILIES[EVERY_STEP])[0], steps)
-    dense = best_runs(results, FAMILIES[WHOLE])[0][0]["bytes_per_token"]
+    """The families of equal effort that reached ``steps``, fewest bytes last."""
+    zero = _at(best_runs(results, FAMILIES[WHOLE]), steps)
+    every = _at(best_runs(results, FAMILIES[EVERY_STEP]), steps)
+    dense = best_runs(results, FAMILIES[WHOLE])[0]["bytes_per_token"]
     found = []
     for family in FAMILIES.values():
-        runs, tuned = best_runs(results, family)
+        runs = [] if family.tried else best_runs(results, family)
         losses = {seed: loss for seed, loss in _at(runs, steps).items() if seed in zero}
         if not losses:
             continue
@@ -64,7 +67,6 @@ def points(results: Row, steps: int) -> list[Point]:
             Point(
                 family=family,
                 rate=runs[0]["arm"]["learning_rate"],
-                tuned=tuned,
                 seeds=len(losses),
                 loss=mean(losses.values()),
                 spread=stdev(losses.values()) if len(losses) > 1 else 0.0,
@@ -106,13 +108,30 @@ def _cells(point: Point) -> list[str]:
     every = "" if point.above_every_step is None else f"{point.above_every_step:+.1%}"
     fewer = "no bytes" if point.bytes_per_token == 0 else f"{point.fewer:.3g}x"
     name = f"{point.family.name} ({point.family.published})" if point.family.published else point.family.name
-    rate = f"{point.rate:g}" + ("" if point.tuned else ", not tuned")
     return [
-        name, rate, f"{point.bytes_per_token:.4g}", fewer, f"{point.loss:.3f}{spread}",
+        name, f"{point.rate:g}", f"{point.bytes_per_token:.4g}", fewer, f"{point.loss:.3f}{spread}",
         str(point.seeds), f"{point.above:+.1%}", every,
     ]  # fmt: skip
 
 
+def _tried_rows(results: Row) -> list[list[str]]:
+    """What was tried once, fewest bytes last."""
+    whole = best_runs(results, FAMILIES[WHOLE])
+    dense = whole[0]["bytes_per_token"]
+    found = [(family, run) for family in FAMILIES.values() if family.tried for run in _runs(results, family.grid[0])]
+    rows = []
+    for family, run in sorted(found, key=lambda one: -one[1]["bytes_per_token"]):
+        cells = [family.name, f"{run['bytes_per_token']:.4g}", f"{dense / run['bytes_per_token']:.3g}x"]
+        for steps in (SHORT, LONG):
+            loss = run["losses"].get(str(steps))
+            cells += (
+                ["-", "-"] if loss is None else [f"{loss:.3f}", f"{loss / _at(whole, steps)[run['seed']] - 1:+.1%}"]
+            )
+        rows.append(cells)
+    return rows
+
+
+TRIED_HEAD = ("arm", "bytes per token", "fewer", f"loss at {SHORT}", "over whole batch", f"at {LONG}", "over it")
 HEAD = ("arm", "rate", "bytes per token", "fewer", "loss", "seeds", "over whole batch", "over fp32 updates every step")
 
 
@@ -183,6 +202,7 @@ def frontier_section(results: Row) -> str:
         short_recipes=table(RECIPE_HEAD, _recipe_rows(found[SHORT])),
         long=table(HEAD, [_cells(point) for point in found[LONG]]),
         short=table(HEAD, [_cells(point) for point in found[SHORT]]),
+        tried=table(TRIED_HEAD, _tried_rows(results)),
         confirmed=_confirmed(results),
     )
 
