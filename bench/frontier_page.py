@@ -52,9 +52,9 @@ def best_runs(results: Row, family: Family) -> list[Row]:
 
 def points(results: Row, steps: int) -> list[Point]:
     """The families of equal effort that reached ``steps``, fewest bytes last."""
-    zero = _at(best_runs(results, FAMILIES[WHOLE]), steps)
+    whole = best_runs(results, FAMILIES[WHOLE])
+    zero = _at(whole, steps)
     every = _at(best_runs(results, FAMILIES[EVERY_STEP]), steps)
-    dense = best_runs(results, FAMILIES[WHOLE])[0]["bytes_per_token"]
     found = []
     for family in FAMILIES.values():
         runs = [] if family.tried else best_runs(results, family)
@@ -73,7 +73,7 @@ def points(results: Row, steps: int) -> list[Point]:
                 above=mean(loss / zero[seed] - 1 for seed, loss in losses.items()),
                 above_every_step=mean(paired) if paired else None,
                 bytes_per_token=size,
-                fewer=dense / size if size else float("inf"),
+                fewer=whole[0]["bytes_per_token"] / size if size else float("inf"),
             )
         )
     return sorted(found, key=lambda point: (-point.bytes_per_token, point.above))
@@ -117,16 +117,15 @@ def _cells(point: Point) -> list[str]:
 def _tried_rows(results: Row) -> list[list[str]]:
     """What was tried once, fewest bytes last."""
     whole = best_runs(results, FAMILIES[WHOLE])
-    dense = whole[0]["bytes_per_token"]
     found = [(family, run) for family in FAMILIES.values() if family.tried for run in _runs(results, family.grid[0])]
     rows = []
     for family, run in sorted(found, key=lambda one: -one[1]["bytes_per_token"]):
-        cells = [family.name, f"{run['bytes_per_token']:.4g}", f"{dense / run['bytes_per_token']:.3g}x"]
+        size = run["bytes_per_token"]
+        cells = [family.name, f"{size:.4g}", f"{whole[0]['bytes_per_token'] / size:.3g}x" if whole else "-"]
         for steps in (SHORT, LONG):
-            loss = run["losses"].get(str(steps))
-            cells += (
-                ["-", "-"] if loss is None else [f"{loss:.3f}", f"{loss / _at(whole, steps)[run['seed']] - 1:+.1%}"]
-            )
+            loss, zero = run["losses"].get(str(steps)), _at(whole, steps).get(run["seed"])
+            cells.append("-" if loss is None else f"{loss:.3f}")
+            cells.append("-" if loss is None or zero is None else f"{loss / zero - 1:+.1%}")
         rows.append(cells)
     return rows
 

@@ -5,10 +5,10 @@ SECTION = """## The learning frontier
 What does a run learn for the bytes that it sends? Four peers, 117 thousand parameters, batches of 8 examples of 64
 bytes for each, AdamW with {warmup} steps of warm-up and a constant rate; equal tokens for every arm, {short_steps}
 and {long_steps} inner steps. Zero is one process with the whole batch of 32; `alone` is a peer with a quarter of the
-tokens. Rates: of each arm the best of its grid ({rates}) on seed 0 at {short_steps} steps, where the table does not
-say "not tuned": those ran at the first of the grid only, or not at all of it. Losses are means over seeds, with their
-standard deviation; percentages compare runs of equal seeds. Bytes are counted from real payloads: what a peer sends to
-the others, contributions and means, for each token that it trained on.
+tokens. Every arm had the same effort: the best of a grid of rates ({rates}) on seed 0 at {short_steps} steps, and with
+it three seeds and both lengths. Outer rates and momenta are as named, not tuned. Losses are means over seeds, with
+their standard deviation; percentages compare runs of equal seeds. Bytes are counted from real payloads: what a peer
+sends to the others, contributions and means, for each token that it trained on.
 
 One process plays all four peers, with the codecs, the partition, the optimizers, the data streams and the model of
 real ones ({machine}). The committed state is held once, so that digests are equal by construction. Examples come in
@@ -57,6 +57,12 @@ measured; a likely reason is that a peer which does not see its own unsent progr
 ### {short_steps} inner steps
 
 {short}
+
+### Tried once
+
+One rate (0.003), seed 0. These do not count for what is said above.
+
+{tried}
 
 Arms are named by what they average, inner steps, codec (`sparse/N`: one value in N; `sparse` is `sparse/64`), and
 what becomes of what the codec leaves out (`ef.95`: error feedback of 0.95). "Overlapped": the mean of a round is

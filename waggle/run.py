@@ -67,14 +67,20 @@ def in_words(manifest: Manifest) -> str:
 
 @app.command("check")
 def check(file: File) -> None:
-    """Says ok and the run id, or what is wrong: one line each, naming field and reason."""
+    """Says ok and the run id, or what is wrong: one line each, naming field and reason.
+
+    Of what is valid and was seen to learn badly it says "note: ..." on the error stream.
+    """
     from peer.tasks import shape_model
     from swarm.manifest import Manifest
+    from waggle.advice import doubts
 
     manifest = Manifest.load(file)
     if manifest.model.hub is None:
         shape_model(manifest)  # what only transformers knows: the keys and values of model.config
     typer.echo(f"ok {manifest.run_id}")
+    for doubt in doubts(manifest):
+        typer.echo(f"note: {doubt}", err=True)
 
 
 @app.command("show")

@@ -225,13 +225,19 @@ def made_up(family: str, seed: int, loss: float, sent: float, *, index: int = 0)
 def test_the_page_tells_the_best_of_each_grid_and_whether_targets_were_reached(tmp_path: Path) -> None:
     runs = [made_up("whole batch", seed, 1.3 + seed / 100, 1372.5) for seed in range(2)]
     runs += [made_up("updates 1 sparse/32 local", seed, (1.3 + seed / 100) * 1.02, 12.5) for seed in range(2)]
-    runs += [made_up("updates 1 sparse/32 local", 0, 9.0, 12.5, index=1), made_up("DiLoCo 30", 0, 1.5, 45.75)]
+    runs += [made_up("DiLoCo 30", 0, 1.5, 45.75)]
+    grids = ("whole batch", "updates 1 sparse/32 local", "DiLoCo 30")
+    runs += [made_up(family, 0, 9.0, 12.5, index=index) for family in grids for index in (1, 2)]
+    runs += [made_up("DiLoCo 100", 0, 1.0, 13.7), made_up("DiLoCo 100", 0, 1.0, 13.7, index=2)]  # of three rates
+    runs += [made_up("updates 2 sparse local", 0, 1.95, 3.5)]
     results = {"runs": runs, "machine": "a machine"}
     found = {point.family.name: point for point in points(results, 2700)}
     ours = found["updates 1 sparse/32 local"]
+    assert set(found) == set(grids), "only what had the same effort"
     assert (ours.seeds, round(ours.above, 6), ours.fewer, ours.rate) == (2, 0.02, pytest.approx(109.8), 0.003)
     page = frontier_section(results)
     assert "| 10x | +1% | +2.0% | no | updates 1 sparse/32 local (2 seeds) | DiLoCo 30: +15.4% (1 seed) |" in page
     assert "| 100x | +5% | +2.0% | yes | updates 1 sparse/32 local (2 seeds) |  |" in page
+    assert "\n| updates 2 sparse local | 3.5 | 392x | 2.150 | +43.3% | 1.950 | +50.0% |\n" in page
     draw_frontier(results, tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")

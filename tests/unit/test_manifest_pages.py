@@ -40,6 +40,21 @@ def test_check_says_ok_and_the_run_id() -> None:
     assert (result.exit_code, result.stdout) == (0, f"ok {Manifest.load(DEMO).run_id}\n")
 
 
+@pytest.mark.parametrize(
+    ("residual", "inner_steps", "doubted"), [("local", 5, False), ("local", 6, True), ("feedback", 6, False)]
+)
+def test_check_doubts_values_that_wait_too_long(tmp_path: Path, residual: str, inner_steps: int, doubted: bool) -> None:
+    file = tmp_path / "run.toml"
+    sending = f'inner_steps = {inner_steps}\ncodec = "sparse"\nresidual = "{residual}"'
+    text = DEMO.read_text(encoding="utf-8").replace('inner_steps = 10\ncodec = "fp16"', sending)
+    file.write_text(text, encoding="utf-8")
+    result = CliRunner().invoke(app, ["check", str(file)])
+    assert (result.exit_code, result.stdout) == (0, f"ok {Manifest.load(file).run_id}\n")
+    assert (
+        "note: round.keep_one_in: with residual = 'local' a value waits 384 inner steps" in result.stderr
+    ) == doubted
+
+
 def test_check_lets_the_error_through_for_the_program_to_tell(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     text = DEMO.read_text(encoding="utf-8")
