@@ -132,6 +132,11 @@ def _overlapped(mixing: float) -> str:
     return " overlapped" if mixing == 1 else f" overlapped, mixed {mixing:g}"
 
 
+def _late(inner_steps: int, mixing: float) -> Family:
+    arm = Arm("updates", inner_steps, overlap=True, mixing=mixing)
+    return _family(f"updates {inner_steps} fp32{_overlapped(mixing)}", arm)
+
+
 def _local(inner_steps: int, codec: str, **more: object) -> Family:
     arm = replace(Arm("updates", inner_steps, codec=codec, keep=True), **more)  # type: ignore[arg-type]
     said = (_overlapped(arm.mixing) if arm.overlap else "") + (f", mean {arm.mean_codec}" if arm.mean_codec else "")
@@ -142,22 +147,19 @@ def _local(inner_steps: int, codec: str, **more: object) -> Family:
 
 DILOCO = "DiLoCo, Douillard et al. 2023"
 SPARSELOCO = "SparseLoCo, Sarfi et al. 2025"
+MULOCO = "MuLoCo, Thérien et al. 2025"
 SPARTA = "SPARTA, Baioumy and Cheema 2025"
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         _family("whole batch", Arm("gradients")),
         _family("alone", Arm("alone")),
-        *(_family(f"gradients {steps} fp32", Arm("gradients", steps)) for steps in (2, 5, 10, 30, 100)),
+        *(_family(f"gradients {steps} fp32", Arm("gradients", steps)) for steps in (2, 10)),
         _family("gradients 1 int8", Arm("gradients", codec="int8")),
         _family("gradients 1 int4 ef.999", Arm("gradients", codec="int4", feedback=0.999)),
         *(_family(f"updates {steps} fp32", Arm("updates", steps)) for steps in (1, 2, 5, 10, 30, 100)),
         _family("updates 10 int8", Arm("updates", 10, codec="int8")),
-        *(
-            _family(f"updates {steps} fp32{_overlapped(mixing)}", Arm("updates", steps, overlap=True, mixing=mixing))
-            for steps in (5, 10, 30)
-            for mixing in (1.0, 0.5)
-        ),
+        *(_late(steps, mixing) for steps, mixing in ((5, 1.0), (10, 1.0), (10, 0.5), (30, 1.0))),
         _family("updates 10 fp32 muon", Arm("updates", 10, muon=True)),
         _family("updates 30 fp32 nesterov.5", Arm("updates", 30, momentum=0.5, outer_rate=0.7)),
         _family("updates 15 sparse ef.95", Arm("updates", 15, codec="sparse", feedback=0.95)),
@@ -177,6 +179,7 @@ FAMILIES: dict[str, Family] = {
         _local(5, "sparse"),
         _local(10, "sparse/4"),
         *(_local(steps, "int4") for steps in (10, 30, 100)),
+        _local(30, "int4", muon=True),
         _local(5, "sparse/16", overlap=True),
         _local(5, "sparse/16", overlap=True, mixing=0.5),
         _local(10, "sparse/4", overlap=True, mixing=0.5),
@@ -217,8 +220,12 @@ FAMILIES: dict[str, Family] = {
                 _local(1, "sparse", mean_feedback=False),
                 _local(1, "sparse", overlap=True),
                 _local(5, "sparse", overlap=True),
+                *(_family(f"gradients {steps} fp32", Arm("gradients", steps)) for steps in (5, 30, 100)),
+                *(_late(steps, 0.5) for steps in (5, 30)),
+                _family("alone muon", Arm("alone", muon=True)),
+                _family("updates 1 fp32 muon", Arm("updates", muon=True)),
+                _family("MuLoCo 30", Arm("updates", 30, muon=True, momentum=0.9, outer_rate=0.7), MULOCO),
                 _local(1, "sparse/32", muon=True),
-                _local(30, "int4", muon=True),
                 _local(30, "int4", muon=True, momentum=0.5, outer_rate=0.7),
                 _local(30, "int4", momentum=0.5, outer_rate=0.7),
             ),

@@ -103,13 +103,16 @@ def curve(found: Sequence[Point]) -> list[Point]:
     return kept[::-1]
 
 
+def _name(family: Family) -> str:
+    return f"{family.name} ({family.published})" if family.published else family.name
+
+
 def _cells(point: Point) -> list[str]:
     spread = f" ± {point.spread:.3f}" if point.seeds > 1 else ""
     every = "" if point.above_every_step is None else f"{point.above_every_step:+.1%}"
     fewer = "no bytes" if point.bytes_per_token == 0 else f"{point.fewer:.3g}x"
-    name = f"{point.family.name} ({point.family.published})" if point.family.published else point.family.name
     return [
-        name, f"{point.rate:g}", f"{point.bytes_per_token:.4g}", fewer, f"{point.loss:.3f}{spread}",
+        _name(point.family), f"{point.rate:g}", f"{point.bytes_per_token:.4g}", fewer, f"{point.loss:.3f}{spread}",
         str(point.seeds), f"{point.above:+.1%}", every,
     ]  # fmt: skip
 
@@ -121,7 +124,7 @@ def _tried_rows(results: Row) -> list[list[str]]:
     rows = []
     for family, run in sorted(found, key=lambda one: -one[1]["bytes_per_token"]):
         size = run["bytes_per_token"]
-        cells = [family.name, f"{size:.4g}", f"{whole[0]['bytes_per_token'] / size:.3g}x" if whole else "-"]
+        cells = [_name(family), f"{size:.4g}", f"{whole[0]['bytes_per_token'] / size:.3g}x" if whole and size else "-"]
         for steps in (SHORT, LONG):
             loss, zero = run["losses"].get(str(steps)), _at(whole, steps).get(run["seed"])
             cells.append("-" if loss is None else f"{loss:.3f}")
