@@ -238,6 +238,7 @@ CONFIRMED = {
     "frontier_overlapped.toml": "updates 5 sparse/16 local overlapped",
     "frontier_sparser.toml": "updates 5 sparse/256 ef.99, mean sparse",
     "frontier_fp32.toml": "updates 10 fp32",
+    "frontier_muon.toml": "updates 30 int4 local muon nesterov.5",
 }
 """Manifests beside this file with which real peers, of data shards 0/4 to 3/4, do what the simulator did on seed 0."""
 

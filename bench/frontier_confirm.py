@@ -1,6 +1,7 @@
 """Do real peers learn what bench/frontier.py says? Some of its cells, run by four `waggle peer` processes on loopback.
 
-    .venv/bin/python -m bench.frontier_confirm
+    .venv/bin/python -m bench.frontier_confirm                    # all of bench/frontier_arms.py's CONFIRMED
+    .venv/bin/python -m bench.frontier_confirm --steps 300 --cell "updates 10 fp32"
 
 Same manifest, same shares of the data, the same number of inner steps. Writes what they came to into
 bench/results/frontier.json beside the simulated losses.
@@ -54,11 +55,14 @@ def simulated(results: Row, arm: Arm, steps: int) -> float | None:
 def main() -> None:
     """Runs the cells one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cell", choices=CONFIRMED.values(), action="append", help="only this one; repeat it for more")
     parser.add_argument("--steps", type=int, default=SHORT, help="inner steps, of which the simulator kept the loss")
     arguments = parser.parse_args()
     if not FILE.exists():
         write_examples()
     for name, family in CONFIRMED.items():
+        if arguments.cell and family not in arguments.cell:
+            continue
         path, arm = Path(__file__).with_name(name), FAMILIES[family].grid[0]
         found = run_swarm(path, arguments.steps // arm.inner_steps)
         results = json.loads(RESULTS.read_text(encoding="utf-8"))  # the simulator may have gone on meanwhile
