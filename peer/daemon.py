@@ -368,7 +368,7 @@ class Peer:
             "committed", outer_step=link.outer_step, digest=link.digest[:16], group_size=result.group_size,
             loss=round(loss, 4), seconds=round(seconds, 2),
         )  # fmt: skip
-        self._trainer.commit(self._store.committed.parameters, result.residual)
+        self._trainer.commit(self._store.committed.parameters, result.residual, counted=result.counted)
         if link.outer_step % self._manifest.validation.every == 0 or self._finished:
             self._validate()
         if link.outer_step % self._settings.checkpoint_every == 0:

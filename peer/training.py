@@ -80,10 +80,11 @@ class Trainer:
         self.examples, self.inner_steps, self._loss_sum = 0, 0, 0.0
         self._settled = (self._cursor, self._total_steps)
 
-    def commit(self, parameters: torch.Tensor, residual: torch.Tensor | None) -> None:
+    def commit(self, parameters: torch.Tensor, residual: torch.Tensor | None, *, counted: bool) -> None:
         """Goes on from the next committed state, float32 [parameters], that our contribution led to.
 
-        residual: what the codec left out of it, float32 [parameters]; None when it did not count.
+        counted: whether it did. residual: what the codec left out of it, float32 [parameters]; None when it did not
+        count, or when nobody can tell.
         """
         start, handed = parameters, self._handed
         if self._manifest.round.kept == "local":
@@ -92,8 +93,8 @@ class Trainer:
             elif not self.contributed:  # there was nothing to send, and what we kept before is still ours
                 end = read_parameters(self.model) if handed is None else handed.end
                 start = parameters + (end - self._base)
-        elif residual is not None and self._manifest.round.kept == "feedback":
-            self._residual = residual
+        elif counted and self._manifest.round.kept == "feedback":
+            self._residual = residual  # what we kept before was in it, and must not come twice
         self._handed = None
         if handed is None:
             self._restart(parameters, start)

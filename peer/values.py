@@ -90,8 +90,9 @@ class RoundResult:
     """How one round ended.
 
     committed: whether the outer step advanced. reason: empty on commit, else why not, in one word of
-    docs/metrics.md. refused: peer id -> reason, for contributions left out. residual: where it is told, what of
-    our contribution the commit lacks, float32 [parameters].
+    docs/metrics.md. refused: peer id -> reason, for contributions left out. counted: whether ours was not. residual:
+    where it is told, what of our contribution the commit lacks, float32 [parameters]; None too when it counted and we
+    have the state from others, who cannot know.
     """
 
     committed: bool
@@ -100,6 +101,7 @@ class RoundResult:
     reason: str = ""
     refused: Mapping[str, str] = field(default_factory=dict)
     times: RoundTimes = field(default_factory=RoundTimes)
+    counted: bool = False
     residual: torch.Tensor | None = None
 
 

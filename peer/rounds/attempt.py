@@ -80,6 +80,7 @@ class Attempt:
         self._alone_at = 0.0
         self._marks: dict[Stage, float] = {}
         self._codec_seconds = 0.0
+        self._counted = False
         self._residual: torch.Tensor | None = None
 
     # -- from the training thread ----------------------------------------------------------------------------
@@ -134,6 +135,7 @@ class Attempt:
             group_size=self._group_size,
             reason=reason,
             refused=self._refused,
+            counted=committed and self._counted,
             residual=self._residual if committed else None,
             times=RoundTimes(
                 group=between(Stage.READY, Stage.GROUPED),
@@ -337,6 +339,7 @@ class Attempt:
         await self._reached(Stage.VOTED)
         certificate = await self._outcome(proposal, link)
         self._rounds.commit(pending, certificate)
+        self._counted = link.participants.get(self._context.peer_id, 0) > 0
         await self._reached(Stage.COMMITTED)
 
     async def _outcome(self, proposal: Proposal, link: Link | None) -> Certificate:

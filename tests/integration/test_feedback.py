@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from peer.rounds.context import RoundError
 from peer.rounds.partition import CHUNK_VALUES
-from peer.values import RoundResult
+from peer.values import RoundResult, Stage
 from tests.harness import RoundPeer, swarm
 
 PARAMETERS = 3 * CHUNK_VALUES + 5000
@@ -55,5 +56,35 @@ async def test_a_contribution_that_does_not_count_leaves_no_residual(tmp_path: P
         committed = {peer.peer_id: result for peer, result in zip(made.peers, results, strict=True)}
         lost = made.peers[2].peer_id
         assert made.peers[0].store.history.certificates[-1].link.participants.keys() == committed.keys() - {lost}
-        assert committed.pop(lost).residual is None
-        assert all(result.committed and result.residual is not None for result in committed.values())
+        refused = committed.pop(lost)
+        assert (refused.committed, refused.counted, refused.residual) == (True, False, None)
+        assert all(result.counted and result.residual is not None for result in committed.values())
+
+
+async def test_what_counted_and_came_from_others_is_told_apart_from_what_did_not_count(tmp_path: Path) -> None:
+    """A link that was finished in a later ballot: what a peer kept before is in it, even if it cannot say how much."""
+    async with swarm(tmp_path, 4, parameters=PARAMETERS, codec="int4", residual=True) as made:
+        ones = {peer.peer_id: torch.ones(PARAMETERS) for peer in made.live}
+        assert all(result.counted for result in await made.step(ones))
+        leader, first, second, late = made.ordered(1)
+        fails = iter([True])
+
+        def late_gets_no_mean(stage: Stage, outer_step: int) -> None:
+            if (stage, outer_step) == (Stage.GATHERED, 1) and next(fails, False):
+                raise RoundError("reducer-gone", late.peer_id)
+
+        def dies_before_it_says_so(stage: Stage, outer_step: int) -> None:
+            if (stage, outer_step) == (Stage.VOTED, 1) and not leader.dead:
+                leader.kill()
+
+        late.recorder.hook = late_gets_no_mean
+        first.recorder.hook = second.recorder.hook = dies_before_it_says_so
+        leading = step(leader, ones[leader.peer_id], 10)
+        results = await made.step(ones, peers=(first, second, late))
+        leading.cancel()
+        await asyncio.gather(leading, return_exceptions=True)
+        link = late.store.history.certificates[-1].link
+        assert set(link.participants) == set(ones), "the dead leader's contribution counts, too"
+        assert late.store.head == first.store.head == second.store.head
+        assert [(result.committed, result.counted) for result in results] == [(True, True)] * 3
+        assert results[2].residual is None

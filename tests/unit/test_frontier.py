@@ -85,7 +85,7 @@ def by_hand(arm: Arm, manifest: Manifest, outer_steps: int) -> torch.Tensor:
         for trainer, left_out in zip(trainers, exchange.left_out, strict=True):
             if arm.overlap:
                 work(trainer)
-            trainer.commit(committed, left_out if arm.keep else None)
+            trainer.commit(committed, left_out if arm.keep else None, counted=True)
     return committed
 
 

@@ -39,7 +39,7 @@ def test_a_round_changes_the_base_under_what_was_done_meanwhile() -> None:
     work(trainer, 2)  # while the round is under way
     moved = parameters(trainer) - end
     committed = base + 0.25 * torch.ones_like(base)
-    trainer.commit(committed, None)
+    trainer.commit(committed, None, counted=True)
     torch.testing.assert_close(parameters(trainer), committed + moved)
     assert (trainer.examples, trainer.inner_steps, trainer.done) == (2 * BATCH_SIZE, 2, False)
 
@@ -87,7 +87,7 @@ def test_without_overlap_local_work_starts_afresh_from_a_commit() -> None:
     trainer, _ = a_trainer(a_manifest(UPDATES + "inner_steps = 3"))
     work(trainer, 3)
     committed = trainer.hand_in().contribution
-    trainer.commit(committed, None)
+    trainer.commit(committed, None, counted=True)
     assert torch.equal(parameters(trainer), committed)
     assert trainer.examples == 0
 
@@ -108,7 +108,7 @@ def test_what_the_codec_left_out_joins_the_next_contribution_once() -> None:
     work(trainer, 3)
     plain = trainer.hand_in().contribution
     residual = torch.linspace(-1, 1, len(base))
-    trainer.commit(base, residual)
+    trainer.commit(base, residual, counted=True)
     assert trainer.hand_in().examples == 0
     assert not trainer.hand_in().contribution.any(), "who did nothing brings nothing"
     work(trainer, 3)
@@ -116,11 +116,15 @@ def test_what_the_codec_left_out_joins_the_next_contribution_once() -> None:
     torch.testing.assert_close(with_residual - (base - parameters(trainer)), 0.5 * residual, rtol=0, atol=1e-6)
     assert not torch.equal(plain, with_residual)
 
-    trainer.commit(base, None)  # it did not count
+    trainer.commit(base, None, counted=False)  # it did not count
     work(trainer, 3)
     torch.testing.assert_close(
         trainer.hand_in().contribution - (base - parameters(trainer)), 0.5 * residual, rtol=0, atol=1e-6
     )
+    trainer.commit(base, None, counted=True)  # it did, old residual and all, and nobody can tell what it lacked
+    work(trainer, 3)
+    assert torch.equal(trainer.hand_in().contribution, base - parameters(trainer))
+    trainer.commit(base, residual, counted=True)
     trainer.load(base)  # we were away
     work(trainer, 3)
     assert torch.equal(trainer.hand_in().contribution, base - parameters(trainer))
@@ -132,18 +136,18 @@ def test_what_the_codec_left_out_stays_in_the_local_parameters() -> None:
     loss = trainer.validate([tokens])
     work(trainer, 3)
     residual = 0.01 * torch.linspace(-1, 1, len(base))
-    trainer.commit(base, residual)
+    trainer.commit(base, residual, counted=True)
     torch.testing.assert_close(parameters(trainer), base - residual)
     assert trainer.examples == 0
     assert trainer.validate([tokens]) == loss, "the loss is that of the committed parameters"
     torch.testing.assert_close(trainer.hand_in().contribution, residual, rtol=0, atol=1e-6)
 
-    trainer.commit(base + 1, None)  # we had no examples, and it could not count
+    trainer.commit(base + 1, None, counted=False)  # we had no examples, and it could not count
     torch.testing.assert_close(parameters(trainer), base + 1 - residual)
     work(trainer, 3)
-    trainer.commit(base, None)  # it was refused
+    trainer.commit(base, None, counted=False)  # it was refused
     assert torch.equal(parameters(trainer), base)
-    trainer.commit(base, residual)
+    trainer.commit(base, residual, counted=True)
     trainer.load(base)  # we were away
     assert torch.equal(parameters(trainer), base)
 
@@ -156,7 +160,7 @@ def test_overlap_and_a_local_residual() -> None:
     work(trainer, 2)
     moved = parameters(trainer) - end
     residual = 0.01 * torch.linspace(-1, 1, len(base))
-    trainer.commit(base, residual)
+    trainer.commit(base, residual, counted=True)
     torch.testing.assert_close(parameters(trainer), base - residual + moved)
 
 
@@ -198,7 +202,7 @@ def test_work_that_was_saved_goes_on_bit_for_bit(text: str) -> None:
     residual = torch.linspace(-1, 1, len(base))
     work(whole, 3)
     whole.hand_in()
-    whole.commit(base, residual)
+    whole.commit(base, residual, counted=True)
     work(whole, 3)
     whole.hand_in()
     if manifest.round.overlap:
@@ -211,7 +215,7 @@ def test_work_that_was_saved_goes_on_bit_for_bit(text: str) -> None:
     again.load_work(saved)
     for trainer in (whole, again):
         trainer.hand_in()
-        trainer.commit(base * 1.5, residual * 2)
+        trainer.commit(base * 1.5, residual * 2, counted=True)
         work(trainer, 2)
     assert torch.equal(parameters(whole), parameters(again))
     one, other = whole.hand_in(), again.hand_in()
