@@ -18,21 +18,21 @@ from waggle.run import bytes_per_outer_step
 # The rules. Source: the learning frontier in docs/performance.md (bench/frontier.py: four peers, 117 k parameters,
 # AdamW, steps of 4 x 8 x 64 bytes of text, 900 and 2700 of them). Few inner steps are worth more than exact values. A
 # sparse codec whose remainder stays in the peer's own parameters learns what fp32 learns, while inner steps times
-# keep_one_in stay at 40 or so: every step with 32, every 10 with 4. Far above that (15 times 64) it diverges, and at
-# many inner steps without it (SparseLoCo) it is the last resort. A mean that comes one round late costs more than three
-# times the inner steps do (10 overlapped 1.78, 30 blocking 1.63 after 900 steps), so overlap is for links on which
-# nothing else is good enough.
+# keep_one_in stay at 40 or so: every step with 32, every 10 with 4. Far above that (15 times 64) it diverges. With
+# error feedback sparse values are for few inner steps: 30 of them with one value in 64, and a mean of as many, learned
+# less than a peer alone. A mean that comes one round late costs more than three times the inner steps do (of 10 of them
+# 10% of the loss after 900, and 3% after 2700), so overlap is for links on which nothing else is good enough.
 INNER_STEPS = (1, 2, 5, 10, 20, 30, 50, 100, 200, 500)
 """Tried in this order: the first that the link carries is taken."""
 MOST_SPARSE = 40
 """Inner steps times keep_one_in, with a local residual."""
 DRIFTING = 320
 """The same product: at 256 and 320 it cost 13% of the loss, and at 960 nothing was learned."""
-SPARSE_INNER_STEPS = 30
-"""SparseLoCo is tried last, and only from so many inner steps on, or where the horizon allows no more."""
 SPARSER_INNER_STEPS = 5
-"""With ``sparser``, which is tried before more than SPARSE_INNER_STEPS, and before overlap: it learns about as much as
+"""With ``sparser``, which is tried before more than MANY_INNER_STEPS, and before overlap: it learns about as much as
 they do, for fewer bytes in all."""
+SPARSEST_INNER_STEPS = 10
+"""With ``sparser`` as the last resort: half the bytes of SPARSER_INNER_STEPS. In short runs a peer alone is better."""
 MIN_OUTER_STEPS = 30
 """What a run needs at least, to be more than the mean of peers that each learned alone."""
 MANY_INNER_STEPS = 30
@@ -56,18 +56,19 @@ class Sending:
 
 FP16, INT8 = Sending("fp16"), Sending("int8")
 INT4 = Sending("int4", residual="local")
-SPARSELOCO = Sending("sparse", keep_one_in=64, error_feedback=0.95)
 PLAIN = Optimizer(optimizer="sgd", learning_rate=1.0)
 GENTLE = Optimizer(optimizer="sgd", learning_rate=0.7, momentum=0.5, nesterov=True)
-"""From MANY_INNER_STEPS on: at 30 of them 3% less loss than PLAIN after 900 in all, three seeds; 1% after 2700, one."""
+"""From MANY_INNER_STEPS on: at 30 of them 3% less loss than PLAIN."""
 NESTEROV = Optimizer(optimizer="sgd", learning_rate=0.7, momentum=0.9, nesterov=True)
 
 BUSY_SHARE = 0.05
 """The most of the time that peers may spend on rounds while they do not train."""
+PATIENT_SHARE = 0.2
+"""The same, before a run shorter than LONG_HORIZON has overlap: a late mean costs it a quarter of its steps."""
 HIDDEN_SHARE = 0.7
 """The most of the local work that a round may take which runs during it: a link has slow moments."""
 NEARLY = 1.2
-"""Where nothing is good enough: how much more than the least share is no reason for a coarser codec."""
+"""Where nothing is good enough: how much more time than the least is no reason for a coarser codec."""
 ROUND_SECONDS = 1.0
 """What a round takes beside its bytes: forming the group, round trips, the vote."""
 
@@ -83,13 +84,14 @@ _RANGES = {
 class Cost:
     """A setting, and what it costs on a link.
 
-    overlap: 1 where a round runs while the next local work does. sent_bytes: what each peer sends, and receives, per
-    outer step.
+    overlap: 1 where a round runs while the next local work does. most_share: of the time, that rounds alone may take.
+    sent_bytes: what each peer sends, and receives, per outer step.
     """
 
     inner_steps: int
     overlap: int
     sending: Sending
+    most_share: float
     sent_bytes: int
     uplink_mbit: float
     step_seconds: float
@@ -116,11 +118,16 @@ class Cost:
         return waiting / (self.work_seconds + waiting)
 
     @property
+    def pace_seconds(self) -> float:
+        """What an inner step takes with its part of the rounds."""
+        return self.step_seconds / (1 - self.share)
+
+    @property
     def good(self) -> bool:
         """Whether training hardly feels it."""
         if self.overlap:
             return self.round_seconds <= HIDDEN_SHARE * self.work_seconds
-        return self.share <= BUSY_SHARE
+        return self.share <= self.most_share
 
     @property
     def phase_seconds(self) -> float:
@@ -152,7 +159,8 @@ class Advice:
 def choose(parameters: int, horizon: int, uplink_mbit: float, peers: int, step_seconds: float) -> Advice:
     """The first setting of the table with rounds that take at most BUSY_SHARE of the time, or hide behind the work.
 
-    Where there is none, the most inner steps that the horizon allows, and what then takes about the least time.
+    Where there is none, what takes about the least time, of the most inner steps that the horizon allows and the
+    sparsest codec.
     Never more than leave MIN_OUTER_STEPS in the horizon.
 
     Args:
@@ -164,14 +172,15 @@ def choose(parameters: int, horizon: int, uplink_mbit: float, peers: int, step_s
     """
     _check(horizon=horizon, uplink_mbit=uplink_mbit, peers=peers, step_seconds=step_seconds)
     costs = [
-        Cost(inner_steps, overlap, sending, _bytes(parameters, sending, peers), uplink_mbit, step_seconds)
-        for inner_steps, overlap, sending in _candidates(horizon, peers)
+        Cost(*candidate, _bytes(parameters, candidate[2], peers), uplink_mbit, step_seconds)
+        for candidate in _candidates(horizon, peers)
     ]
     good = [cost for cost in costs if cost.good]
     if not good:
-        most = [cost for cost in costs if cost.inner_steps == costs[-1].inner_steps]
-        least = min(cost.share for cost in most)
-        good = [cost for cost in most if cost.share <= NEARLY * least]
+        most = max(cost.inner_steps for cost in costs)
+        last = [cost for cost in costs if cost.inner_steps == most or cost.sending == sparser(peers)]
+        least = min(cost.pace_seconds for cost in last)
+        good = [cost for cost in last if cost.pace_seconds <= NEARLY * least]
     chosen = good[0]
     return Advice(
         cost=chosen,
@@ -207,21 +216,22 @@ def _bytes(parameters: int, sending: Sending, peers: int) -> int:
     return bytes_per_outer_step(parameters, sending.codec, peers, kept, of_mean)
 
 
-def _candidates(horizon: int, peers: int) -> Iterator[tuple[int, int, Sending]]:
-    """(inner steps, overlap, how), the best first. But for ``sparser`` inner steps never fall on the way."""
+def _candidates(horizon: int, peers: int) -> Iterator[tuple[int, int, Sending, float]]:
+    """First fields of Cost, the best first. But for ``sparser`` inner steps never fall on the way."""
     most = horizon // MIN_OUTER_STEPS
     last = min(INNER_STEPS[-1], most)
-    many = min(SPARSE_INNER_STEPS, most)
+    many = min(MANY_INNER_STEPS, most)
     for inner_steps in sorted({min(steps, most) for steps in INNER_STEPS}):
-        dense = [FP16, INT8, _thrifty(inner_steps)]
-        yield from ((inner_steps, 0, sending) for sending in dense)
+        exact_first = [FP16, INT8, _thrifty(inner_steps)]
+        yield from ((inner_steps, 0, sending, BUSY_SHARE) for sending in exact_first)
         if inner_steps == many and most >= SPARSER_INNER_STEPS:
-            yield SPARSER_INNER_STEPS, 0, sparser(peers)
+            yield SPARSER_INNER_STEPS, 0, sparser(peers), BUSY_SHARE
         if inner_steps == last:
-            yield from ((inner_steps, 1, sending) for sending in dense)
-        if inner_steps >= many:
-            for overlap in (0, 1) if inner_steps == last else (0,):
-                yield inner_steps, overlap, SPARSELOCO
+            if horizon < LONG_HORIZON:
+                yield inner_steps, 0, exact_first[-1], PATIENT_SHARE
+            yield from ((inner_steps, 1, sending, BUSY_SHARE) for sending in exact_first)
+    if most >= SPARSEST_INNER_STEPS:
+        yield SPARSEST_INNER_STEPS, 0, sparser(peers), BUSY_SHARE
 
 
 def _thrifty(inner_steps: int) -> Sending:

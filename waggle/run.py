@@ -223,7 +223,10 @@ def _facts(manifest: Manifest, parameters: int, signed: bool) -> list[tuple[str,
         facts.append((f"bytes, {size} peers", f"{sent} sent and as much received by each, per outer step"))
     need = memory(manifest, parameters)
     facts += [
-        ("memory", f"{in_units(need.total)} at most, beside activations and the program itself:"),
+        (
+            "memory",
+            f"{in_units(need.total)} at most, if no peer is in client mode, beside activations and the program itself:",
+        ),
         ("", f"{in_units(need.parameters)} parameters, {in_units(need.gradients)} gradients"),
         ("", f"{in_units(need.inner_optimizer + need.outer_optimizer)} optimizer state"),
         ("", f"{in_units(need.committed)} committed parameters, {in_units(need.round)} during a round"),
