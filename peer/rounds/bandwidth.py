@@ -94,18 +94,23 @@ class Observed:
 
 
 def link_rates(told: Mapping[PeerId, Mapping[PeerId, int]], reducers: Collection[PeerId]) -> dict[PeerId, float]:
-    """Bytes per second of each reducer's link, the slower direction; only where it heard of all and most of it.
+    """Bytes per second of each reducer's link, the slower direction; only where most of the others heard from it.
 
     told: by member, the rates at which it received from others; only reducers are sent to. A reducer's own word counts
     for how fast it receives and never for how fast it sends: what it declares is bounded by what the others observed.
+    Where it has not heard of most members it has no word: it may be one that nobody sends to, because its link is slow.
+    A member that nobody has heard from, a newcomer say, was not there when the others shared the link.
     """
     found = {}
     for peer in reducers:
         others = [other for other in reducers if other != peer]
         sent = [told[other][peer] for other in others if peer in told[other]]
-        received = [told[peer].get(other) for other in told if other != peer]
-        if 2 * len(sent) > len(others) and None not in received:  # one that says nothing stops nobody
-            found[peer] = min(sum(sent) * len(others) / len(sent), float(sum(filter(None, received))))
+        if 2 * len(sent) <= len(others):
+            continue
+        found[peer] = sum(sent) * len(others) / len(sent)
+        received = [told[peer][other] for other in told if other in told[peer]]
+        if 2 * len(received) > len(told) - 1:
+            found[peer] = min(found[peer], float(sum(received)))
     return found
 
 

@@ -90,7 +90,7 @@ def test_what_a_peer_declares_is_bounded_by_what_others_observed() -> None:
 
 def test_a_peer_of_which_little_is_known_has_no_rate() -> None:
     one, two, three = PEERS[:3]
-    assert link_rates({one: {two: 5}, two: {}}, [one, two]) == {}
+    assert link_rates({one: {}, two: {}}, [one, two]) == {}
     assert link_rates({one: {}}, [one]) == {}
     assert link_rates({one: {two: 5}, two: {one: 3}, three: {}}, [one, two, three]) == {}
 
@@ -99,7 +99,27 @@ def test_one_that_says_nothing_and_one_that_nobody_can_dial_stop_nobody() -> Non
     one, two, three, mute, client = PEERS[:5]
     told = {peer: {other: 10 for other in PEERS[:5] if other != peer} for peer in (one, two, three)}
     rates = link_rates({**told, mute: {}, client: {}}, [one, two, three, mute])
-    assert rates == {one: 30.0, two: 30.0, three: 30.0}  # three others are sent to; two of them said 10
+    assert rates == dict.fromkeys((one, two, three, mute), 30.0)  # three others are sent to; two of them said 10
+
+
+def test_a_newcomer_takes_nobodys_rate_away() -> None:
+    told = {peer: {other: 10 for other in PEERS[:4] if other != peer} for peer in PEERS[:4]}
+    told[PEERS[0]] = dict.fromkeys(PEERS[1:4], 2)  # a slow way in
+    known = link_rates(told, PEERS[:4])
+    assert known == {PEERS[0]: 6.0, **dict.fromkeys(PEERS[1:4], 22.0)}
+    joined = link_rates({**told, PEERS[4]: {}}, PEERS[:5])  # of four others that they would send to, three know them
+    assert joined == {PEERS[0]: 6.0, **dict.fromkeys(PEERS[1:4], pytest.approx(22 * 4 / 3))}
+    assert link_rates({**told, PEERS[4]: {}}, PEERS[:4]) == known, "nor one that cannot be dialled"
+
+
+def test_who_reduces_nothing_is_known_by_what_it_sends() -> None:
+    slow, *fast = PEERS[:4]
+    told = {peer: {other: 100 for other in PEERS[:4] if other != peer} for peer in fast}
+    for peer in fast:
+        told[peer][slow] = 10
+    for known in (dict.fromkeys(fast, 10), {}):  # what was told of its way in is forgotten: nobody sends to it
+        rates = link_rates({slow: known, **told}, PEERS[:4])
+        assert divide(999, PEERS[:4], 4, rates)[slow] == 0
 
 
 def test_flows_are_timed_from_the_first_message_to_the_last() -> None:
