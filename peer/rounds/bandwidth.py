@@ -98,8 +98,8 @@ def link_rates(told: Mapping[PeerId, Mapping[PeerId, int]], reducers: Collection
 
     told: by member, the rates at which it received from others; only reducers are sent to. A reducer's own word counts
     for how fast it receives and never for how fast it sends: what it declares is bounded by what the others observed.
-    Where it has not heard of most members it has no word: it may be one that nobody sends to, because its link is slow.
-    A member that nobody has heard from, a newcomer say, was not there when the others shared the link.
+    Where it has not heard from most members it has no word: it may be one that nobody sends to, because its link is
+    slow. Flows that nobody told of, to one that says nothing, or to and from a newcomer, count as the mean of the rest.
     """
     found = {}
     for peer in reducers:
@@ -110,7 +110,7 @@ def link_rates(told: Mapping[PeerId, Mapping[PeerId, int]], reducers: Collection
         found[peer] = sum(sent) * len(others) / len(sent)
         received = [told[peer][other] for other in told if other in told[peer]]
         if 2 * len(received) > len(told) - 1:
-            found[peer] = min(found[peer], float(sum(received)))
+            found[peer] = min(found[peer], sum(received) * (len(told) - 1) / len(received))
     return found
 
 

@@ -107,9 +107,12 @@ def test_a_newcomer_takes_nobodys_rate_away() -> None:
     told[PEERS[0]] = dict.fromkeys(PEERS[1:4], 2)  # a slow way in
     known = link_rates(told, PEERS[:4])
     assert known == {PEERS[0]: 6.0, **dict.fromkeys(PEERS[1:4], 22.0)}
-    joined = link_rates({**told, PEERS[4]: {}}, PEERS[:5])  # of four others that they would send to, three know them
-    assert joined == {PEERS[0]: 6.0, **dict.fromkeys(PEERS[1:4], pytest.approx(22 * 4 / 3))}
-    assert link_rates({**told, PEERS[4]: {}}, PEERS[:4]) == known, "nor one that cannot be dialled"
+    joined = link_rates({**told, PEERS[4]: {}}, PEERS[:5])
+    assert joined == {peer: pytest.approx(rate * 4 / 3) for peer, rate in known.items()}, (
+        "which are to each other as before"
+    )
+    client = link_rates({**told, PEERS[4]: {}}, PEERS[:4])  # it sends and is not sent to
+    assert client == {PEERS[0]: 8.0, **dict.fromkeys(PEERS[1:4], 22.0)}
 
 
 def test_who_reduces_nothing_is_known_by_what_it_sends() -> None:
