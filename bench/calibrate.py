@@ -4,7 +4,8 @@
 
 Two hosts send each other zeros through a few ordinary sockets: goodput each way, both ways at once, and the round trip
 of a small message. What is more than 5 % off the link's own figures (10 % both ways at once, where acknowledgements
-wait behind data) is said, and no table is made on such a link.
+wait behind data) is said, and no table is made on such a link. Where hosts have links of several kinds, one host of
+each kind is measured.
 """
 
 from __future__ import annotations
@@ -98,24 +99,47 @@ def calibrate(internet: Internet, one: int = 0, other: int = 1) -> Calibration:
             process.communicate()
 
 
-def checked(internet: Internet, tolerance: float = TOLERANCE) -> dict[str, Any]:
-    """The calibration of the first two hosts, for a table's JSON. Raises CalibrationError: a link that is off, twice.
+def pairs(links: Sequence[LinkSpec]) -> list[tuple[int, int]]:
+    """For each kind of link the first host that has it, and the host to measure it with: the one with the widest link.
 
-    Twice, since another program that takes the cores for a moment is no fault of the link.
+    Between two hosts the narrower link shows, so that a host with a wide one hides nothing of the other's.
     """
+    firsts = [links.index(link) for link in dict.fromkeys(links)]
+    return [
+        (one, max((host for host in range(len(links)) if host != one), key=lambda host: _narrowest(links[host])))
+        for one in firsts
+    ]
+
+
+def _narrowest(link: LinkSpec) -> float:
+    return min(link.up_mbit, link.mbit)
+
+
+def checked(internet: Internet, tolerance: float = TOLERANCE) -> dict[str, Any]:
+    """The calibration of the first host's link, for a table's JSON; "others": that of each other kind of link.
+
+    Raises CalibrationError: a link that is off, twice. Twice, since another program that takes the cores for a moment
+    is no fault of the link.
+    """
+    first, *others = [_checked(internet, one, other, tolerance) for one, other in pairs(internet.links)]
+    return {**first, "others": others}
+
+
+def _checked(internet: Internet, one: int, other: int, tolerance: float) -> dict[str, Any]:
+    link = internet.links[one]
     faults: list[str] = []
     for _ in range(TRIES):
         try:
-            found = calibrate(internet)
+            found = calibrate(internet, one, other)
         except CalibrationError as error:
             faults = [str(error)]
-            print(f"not calibrated: {error}", file=sys.stderr, flush=True)
+            print(f"not calibrated: {link}: {error}", file=sys.stderr, flush=True)
             continue
-        faults = found.faults(internet.links[0], internet.links[1], tolerance)
-        print(f"calibrated: {found}" + "".join(f"; {fault}" for fault in faults), file=sys.stderr, flush=True)
+        faults = found.faults(link, internet.links[other], tolerance)
+        print(f"calibrated: {link}: {found}" + "".join(f"; {fault}" for fault in faults), file=sys.stderr, flush=True)
         if not faults:
-            return {**asdict(found), "link": str(internet.links[0])}
-    raise CalibrationError("the link is off: " + "; ".join(faults))
+            return {**asdict(found), "link": str(link)}
+    raise CalibrationError(f"the link of host {one} ({link}) is off: " + "; ".join(faults))
 
 
 # -- in the hosts --------------------------------------------------------------------------------------------

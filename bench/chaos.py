@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -20,8 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
 
-import torch
-
+from bench.tables import machine
 from tests.hive import Hive, Kill, Strike
 from tests.processes import House
 from tests.strikes import POINTS
@@ -135,10 +132,9 @@ def main() -> None:
     print(told)
     print(f"an outer step that nothing disturbs: {undisturbed} s")
     if arguments.write:
-        machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
         data = {
             "average": arguments.average,
-            "machine": machine,
+            "machine": machine(),
             "undisturbed_seconds": undisturbed,
             "entries": [asdict(entry) for entry in entries],
         }

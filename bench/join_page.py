@@ -12,11 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
-from typing import Any
+
+from bench.tables import Row
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "joins.md"
-Row = dict[str, Any]
 FAULTS = {
     "none": "none",
     "wrong-bytes": "wrong bytes in a chunk",

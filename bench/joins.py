@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import random
 import sys
 import tempfile
@@ -21,13 +20,13 @@ from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 import torch
 
 from bench.join_page import write_page
 from bench.joiner import warnings_only
+from bench.tables import Row, machine
 from peer.rounds.context import Deadlines
 from tests.donors import EVIL, Evil, corrupt, mend
 from tests.harness import RUN_ID, TERMS, RoundPeer, Swarm
@@ -45,7 +44,6 @@ DEADLINES = Deadlines(exchange=120.0, commit=120.0, seat=10.0, alive=0.5, silenc
 INVENTED = "invented-history"
 QUIET = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": str(1 << 17)}
 """For the newcomer. With a fixed threshold it gives memory back, so that each join's peak is its own."""
-Row = dict[str, Any]
 
 
 class Joiner:
@@ -194,8 +192,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings_only()
     found = asyncio.run(measure(arguments.repeats, arguments.lies))
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-    write_page("joins", {"machine": machine, **found}, write=arguments.write)
+    write_page("joins", {"machine": machine(), **found}, write=arguments.write)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import tempfile
 import threading
 from pathlib import Path
@@ -21,6 +19,7 @@ import httpx
 import torch
 from rich.console import Console
 
+from bench.tables import machine
 from peer.data import open_stream, validation_batches
 from peer.layout import Layout, read_parameters
 from peer.optimizers import outer_optimizer
@@ -101,8 +100,7 @@ def main() -> None:
     if arguments.write:
         results = HERE / "results"
         results.mkdir(exist_ok=True)
-        machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-        data = {"outer_steps": arguments.outer_steps, "agreed": report.agreed, "machine": machine, "rows": rows}
+        data = {"outer_steps": arguments.outer_steps, "agreed": report.agreed, "machine": machine(), "rows": rows}
         (results / "learning.json").write_text(json.dumps(data, indent=1) + "\n")
         (HERE.parent / "docs" / "learning.md").write_text(PAGE.format(table="\n".join(table), **data))
 

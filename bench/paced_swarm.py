@@ -15,13 +15,13 @@ from types import TracebackType
 from typing import Any
 
 from bench.internet import Internet
+from bench.tables import Row
 
 HERE = Path(__file__).resolve().parent
 PACED = HERE / "paced.toml"
 START_SECONDS = 180.0
 _LOOK_SECONDS = 0.1
 _LEAVE_SECONDS = 15.0
-Row = dict[str, Any]
 
 
 class SwarmError(Exception):

@@ -17,9 +17,10 @@ PAGE = DOCS / "performance.md"
 INTRODUCTION = """# Performance
 
 Measured on an emulated internet: every peer is a process in a network namespace of its own, behind a link with a rate
-each way, a delay and a queue of 200 ms that drops what it cannot hold (`bench/internet.py`). Before each table plain
-TCP measures the link, and a link that is off makes no table. All hosts share the machine's cores, the router between
-them too. Stock hivemind 1.1.12 runs in the same hosts, in the same run. `make bench` measures all of it again but the
+each way, a delay and a queue of 200 ms that drops what it cannot hold (`bench/internet.py`). Before each run plain
+TCP measures every kind of link, and a run on a link that is off is not kept. A table may have rows of several runs; the
+calibration and the machine above it are those of the last one. All hosts share the machine's cores, the router between
+them too. Stock hivemind 1.1.12 runs in hosts with the same links. `make bench` measures all of it again but the
 frontier, as root on Linux; every section names its own command.
 
 Medians unless said otherwise. Digests: whether all peers held the same one after every commit."""
@@ -36,8 +37,7 @@ SHORTFALLS = """## What did not reach its number
   three flows into each host are never quite alike. Of 4 MB the round trips are a good part.
 - **At 900 inner steps one peer alone is better than anybody below 0.9 bytes per token**, published or ours; at 2700
   it is better than three of ours that were tried on the way, and than no recipe.
-- **Not every arm of the frontier was tuned and repeated.** Rows that say "not tuned" ran at one inner rate, and the
-  column "seeds" tells the rest: these are what was tried on the way. Outer rates were not varied.
+- **Outer rates and momenta of the frontier were not varied**, and what was tried once has its own table.
 - Beyond the grid: `SparseLoCo 15` and the sparser arms of ours were best at its highest rate."""
 
 SECTIONS: dict[str, Callable[[Row], str]] = {

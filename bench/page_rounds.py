@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from bench.tables import Row, middle, number, percentile, table
@@ -60,15 +61,14 @@ def goodput_section(found: Row) -> str:
     for part, data in found.items():
         parts += [
             f"### {PART_NAMES.get(part, part)}",
-            f"{data['calibration']['link']}: calibrated {calibration(data['calibration'])} ({data['machine']}). "
-            f"`sudo .venv/bin/python -m bench.goodput --part {part}`",
+            f"{calibrated(data)} ({data['machine']}). `sudo .venv/bin/python -m bench.goodput --part {part}`",
             table(GOODPUT_HEAD, map(_goodput_row, sorted(data["rows"], key=_place)), left=2),
         ]
         if part == "even":
             parts += _phases(data["rows"])
-        hung = [row for row in data["rows"] if row["hung"] or row.get("cold_hangs")]
-        if hung:
-            parts.append("\n".join(map(_trouble, hung)))
+        notes = [f"- {_name(row)}: {trouble}" for row in data["rows"] for trouble in _troubles(row)]
+        if notes:
+            parts.append("\n".join(notes))
     return "\n\n".join(parts)
 
 
@@ -103,12 +103,40 @@ def _phases(rows: Sequence[Row]) -> list[str]:
 
 PHASES = """Where the time goes, 40 MB and 4 peers: seconds from the moment when the last peer is ready to the group and
 the first byte; the others from the first peer that knows its group. The codec's seconds are those of one peer, on
-values, within the exchange."""
+values, within the exchange. A dash: the first byte is known by the first message of `CHUNK_BYTES` or more
+(`bench/round_peer.py`), and chunks of sparse are shorter."""
 
 
-def _trouble(row: Row) -> str:
-    name = f"- {row['program']} {row['codec']}, {row['megabytes']} MB, {row['peers']} peers: "
-    return name + (row["hung"][:200] or f"{row['cold_hangs']} cold starts hung before one did not")
+def _name(row: Row) -> str:
+    program = "Waggle" if row["program"] == "waggle" else row["program"]
+    return f"{program} {row['codec']}, {row['megabytes']} MB, {row['peers']} peers"
+
+
+def _troubles(row: Row) -> list[str]:
+    """What no column of the table tells: hangs, and attempts that were given up."""
+    found = []
+    if row["hung"] or row.get("cold_hangs"):
+        found.append(row["hung"][:200] or f"{row['cold_hangs']} cold starts hung before one did not")
+    rounds: list[Row] = [row.get("warm_up") or {}, *row["measured"]]
+    reasons = Counter(reason[:100] for one in rounds for reason in one.get("aborts", ()))
+    if reasons:
+        words = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common())
+        again = "made again" if all(one.get("committed", True) for one in rounds) else "not all of them made good"
+        hit = sum(bool(one.get("aborts")) for one in rounds)
+        found.append(
+            f"{reasons.total()} attempts of peers were given up ({words}) and {again}, in {hit} of {len(rounds)} "
+            "rounds, the one that warms up included; seconds are those of the last attempts, CPU and bytes of all"
+        )
+    return found
+
+
+def calibrated(data: Row) -> str:
+    """What plain TCP got on each kind of link of a part. Results of before ``others`` have the first kind's only."""
+    measured = [data["calibration"], *data["calibration"].get("others", ())]
+    known = {one["link"] for one in measured}
+    words = [f"{one['link']}: calibrated {calibration(one)}" for one in measured]
+    words += [f"{link}: not calibrated" for link in dict.fromkeys(data.get("links", ())) if link not in known]
+    return "; ".join(words)
 
 
 def calibration(measured: Row) -> str:

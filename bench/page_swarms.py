@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import median
 
-from bench.page_rounds import CODEC_ORDER, calibration
+from bench.page_rounds import CODEC_ORDER, calibrated
 from bench.tables import Row, number, table
 
 PART_NAMES = {
@@ -54,6 +54,10 @@ def _uneven_row(row: Row) -> list[str]:
     return [slow, str(target), f"{real:.0f}", f"{ideal:.0f}", f"{100 * real / ideal:.0f}", examples, same]
 
 
+def _pace(rows: Sequence[Row]) -> str:
+    return f"Steps of {' and '.join(f'{one:g}' for one in sorted({row['step_seconds'] for row in rows}))} s. "
+
+
 def utilisation_section(found: Row) -> str:
     """By part."""
     parts = [UTILISATION]
@@ -62,11 +66,12 @@ def utilisation_section(found: Row) -> str:
         head, make = (UNEVEN_HEAD, _uneven_row) if uneven else (HEAD, _row)
         parts += [
             f"### {PART_NAMES.get(part, part)}",
-            f"{data['calibration']['link']}: calibrated {calibration(data['calibration'])} ({data['machine']}). "
+            f"{calibrated(data)} ({data['machine']}). {'' if uneven else _pace(data['rows'])}"
             f"`sudo .venv/bin/python -m bench.utilisation --part {part}`",
         ]
         if uneven:
-            parts.append(UNEVEN)
+            slowest = max(row["step_seconds"] * row["slow"] for row in data["rows"])
+            parts.append(UNEVEN.format(slowest=slowest))
         rows = data["rows"] if uneven else sorted(data["rows"], key=_place)
         parts.append(table(head, map(make, rows), left=1 if uneven else 2))
         failed = [row for row in data["rows"] if row["failed"]]
@@ -77,14 +82,14 @@ def utilisation_section(found: Row) -> str:
 
 UTILISATION = """## Utilisation
 
-Four `waggle peer` processes, 10 M parameters, steps that take one second each whatever the cores do. Utilisation: the
+Four `waggle peer` processes, 10 M parameters, steps that take a fixed time whatever the cores do. Utilisation: the
 time in inner steps over all time from the first commit to the last, the median of the peers. Beside them hivemind's
 `Optimizer`, fp16, each peer with the same pace; all its peers have the same gradient in every step, so its digests are
-the sums of its parameters, which should all be the same."""
+the sums of its parameters, which should all be the same (to a thousandth of what they fell by)."""
 
 UNEVEN = """The round begins when the swarm has done the target, whoever did it. Ideal: the target over all peers'
 speed, no time lost. The examples are those that the commits count. A round costs what it does above, and begins when
-everyone has ended the inner step it is in: up to 2 s of the slow peer's."""
+everyone has ended the inner step it is in: up to {slowest:g} s of the slow peer's."""
 
 
 def draw_utilisation(found: Row, path: str) -> None:

@@ -18,10 +18,10 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from bench.tables import Row
 from bench.usage import Usage, warnings_only
 from peer.layout import Layout
 from peer.optimizers import outer_optimizer
@@ -45,7 +45,6 @@ PATIENCE_SECONDS = 600.0
 CHUNK_BYTES = 1500
 """A message of a round this long, after the group formed, is a chunk of a contribution."""
 _TRIES = 5
-Row = dict[str, Any]
 
 
 class Meter(SilentObserver):

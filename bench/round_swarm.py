@@ -15,8 +15,8 @@ from types import TracebackType
 from typing import Any
 
 from bench.internet import Internet
+from bench.tables import Row
 
-Row = dict[str, Any]
 OURS = ("bench.round_peer",)
 STOCK = ("bench.stock", "averager")
 START_SECONDS = 120.0

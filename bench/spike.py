@@ -10,16 +10,12 @@ validation loss after every outer step. Writes bench/results/spike.json, docs/jo
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from bench.join_page import draw_spike, write_page
+from bench.tables import Row, machine
 from tests.processes import House, Peer
 
 MANIFEST = Path(__file__).resolve().parent / "spike.toml"
@@ -29,7 +25,6 @@ RELEASED_AFTER = 14
 WINDOW = 10
 """Outer steps before and after the join, with which it is compared: at first the loss falls far faster."""
 SECONDS = 600.0
-Row = dict[str, Any]
 
 
 def run(seed: int, outer_steps: int, joins: bool) -> tuple[dict[int, float], dict[int, Row], str]:
@@ -109,8 +104,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="replace docs/joins.* and bench/results/spike.json")
     arguments = parser.parse_args()
     rows = [compare(seed, arguments.outer_steps) for seed in range(arguments.seeds)]
-    machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
-    data = {"machine": machine, "outer_steps": arguments.outer_steps, "window": WINDOW, "runs": rows}
+    data = {"machine": machine(), "outer_steps": arguments.outer_steps, "window": WINDOW, "runs": rows}
     write_page("spike", data, write=arguments.write)
     if arguments.write:
         draw_spike(rows)

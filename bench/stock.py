@@ -22,10 +22,11 @@ import torch
 from hivemind.compression import Float16Compression, NoCompression
 from hivemind.utils import get_dht_time
 
+from bench.tables import Row
+
 MATCHMAKING_SECONDS = 3.0
 _LOOK_SECONDS = 0.01
 _LEARNING_RATE, _GRADIENT = 0.01, 0.001
-Row = dict[str, Any]
 
 
 def compression(codec: str) -> Any:

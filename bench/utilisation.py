@@ -4,8 +4,8 @@
 
 Four `waggle peer` processes with 10 M parameters whose steps take one second each, whatever the cores do: utilisation
 is the time in inner steps over all time between the first commit and the last. Stock hivemind.Optimizer runs beside
-ours with the same pace. The part ``uneven`` has one peer four times slower and a target of the swarm's work. Writes
-bench/results/utilisation.json.
+ours with the same pace. The part ``uneven`` has steps of half a second, one peer four times slower, and a target of the
+swarm's work. Writes bench/results/utilisation.json.
 """
 
 from __future__ import annotations

@@ -34,7 +34,8 @@ class Memory:
     """Bytes that a peer needs for training and rounds, beside activations, data and the program itself.
 
     parameters: the model in training. gradients: one per parameter. inner_optimizer, outer_optimizer: their
-    state. committed: the swarm's parameters, kept beside the model. round: buffers, at most, and only during one.
+    state. committed: the swarm's parameters, kept beside the model. round: buffers, only during one; at most, if
+    no member is in client mode. Where r of n members average a part, what was sent for it takes n / r times as much.
     """
 
     parameters: int
@@ -61,18 +62,22 @@ class Memory:
 
 
 def memory(manifest: Manifest, parameters: int) -> Memory:
-    """What a peer of this run needs, for a model of that many parameters, all float32."""
+    """What a peer of this run needs, for a model of that many parameters, all float32.
+
+    The most in any group that the manifest allows, if none of its members is in client mode.
+    """
     size = 4 * parameters
     inner = _slots(manifest.inner) if manifest.inner is not None else 0
     outer = _slots(manifest.outer)
     rules = manifest.round
     sent, mean = wire_bytes(rules.codec, rules.keep_one_in, rules.mean_keep_one_in)
-    part = MOST_PARTS / rules.min_group_size  # the largest share of the vector that one peer averages
+    part = min(1.0, MOST_PARTS / rules.min_group_size)  # the largest share of the vector that one peer averages
     # What is left out of the contribution and of our part of the mean now, and what was before.
     residual = {"dropped": 0, "local": size, "feedback": 2 * size}[rules.kept]
     residual += int(part * size) if residual else 0
     ahead = size if rules.overlap else 0  # where the work that was handed in ended
-    # The contribution, over which the mean is written; what members sent for our part, and our part of two means.
+    # The contribution, over which the mean is written; what members sent for our part, which is two encoded
+    # vectors at most while every member averages a part; and our part of two means.
     exchange = size + int((MOST_PARTS * sent + 2 * part * mean) * parameters) + residual + ahead
     return Memory(
         parameters=size,

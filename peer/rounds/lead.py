@@ -3,7 +3,7 @@
 Contributions and means share every link. Without a limit, buffers fill with contributions, means queue up behind them,
 and where three flows into one host are unlike, the slowest holds up the mean of its part while the others have long
 been sent: in the end links are idle that could have carried means all the time. A limit lets fast flows wait for slow
-ones, which then have the link to themselves. At 100 Mbit/s and 50 ms it took 40 MB from 74 to 82 % of the floor.
+ones, which then have the link to themselves. At 100 Mbit/s and 50 ms it took 40 MB from 74 to 80 % of the floor.
 
 The limit must never keep back what a round needs: it is off once the mean is stuck (somebody froze), void (somebody was
 refused), or late.

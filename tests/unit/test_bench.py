@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from bench.calibrate import Calibration
+from bench.calibrate import Calibration, pairs
 from bench.floors import encoded_bytes, floor_seconds
 from bench.goodput import summary
 from bench.internet import LinkSpec
-from bench.page_rounds import goodput_section, starts_section
+from bench.page_rounds import calibrated, goodput_section, starts_section
 from bench.page_swarms import bytes_section, ideal_steps_per_hour, overhead_section, utilisation_section
 from bench.router import MBIT, QUEUE_SECONDS, Link, Paths, Wire, wire_bytes
 from bench.stock_swarm import summarise
@@ -176,6 +176,25 @@ def test_the_slower_of_two_links_is_expected() -> None:
     assert not Calibration(20.0, 20.0, 20.0, 20.0, 50.0).faults(up, up)
 
 
+def test_one_host_of_every_kind_of_link_is_measured_with_the_widest_other() -> None:
+    fast, slow, up = LinkSpec(), LinkSpec(mbit=10.0, up_mbit=10.0), LinkSpec(up_mbit=20.0)
+    assert pairs([fast] * 4) == [(0, 1)]
+    assert pairs([fast, fast, fast, slow]) == [(0, 1), (3, 0)]
+    assert pairs([fast, slow, up, fast]) == [(0, 3), (1, 0), (2, 0)]
+
+
+def test_the_page_tells_every_kind_of_link_and_which_was_not_measured() -> None:
+    slow = {**CALIBRATION, "forth_mbit": 10.0, "link": "10 Mbit/s, 50 ms"}
+    links = ["100 Mbit/s, 50 ms", "100 Mbit/s, 50 ms", "10 Mbit/s, 50 ms"]
+    told = calibrated({"links": links, "calibration": {**CALIBRATION, "others": [slow]}})
+    assert told.startswith("100 Mbit/s, 50 ms: calibrated 99 and 99 Mbit/s")
+    assert "; 10 Mbit/s, 50 ms: calibrated 10 and 99 Mbit/s" in told
+    before = calibrated({"links": links, "calibration": CALIBRATION})
+    assert before.endswith("; 10 Mbit/s, 50 ms: not calibrated")
+    assert before.count("10 Mbit/s, 50 ms") == 1
+    assert "not calibrated" not in calibrated({"calibration": CALIBRATION})
+
+
 # -- numbers -------------------------------------------------------------------------------------------------
 
 
@@ -221,6 +240,13 @@ def test_stock_peers_with_different_sums_differ() -> None:
     assert not summarise(rows * 3 + [[]], 2)["same_digest"]
 
 
+@pytest.mark.parametrize("apart, same", [(0.29, True), (0.31, False)])
+def test_stock_sums_are_the_same_to_a_thousandth_of_their_fall(apart: float, same: bool) -> None:
+    row = {"seconds": 10.0, "work_seconds": 8.0}
+    peers = [[{"epoch": 1, **row, "sum": 420.0}, {"epoch": 2, **row, "sum": 120.0 + off}] for off in (0.0, 0.0, apart)]
+    assert summarise(peers, 2)["same_digest"] == same
+
+
 # -- the page ------------------------------------------------------------------------------------------------
 
 
@@ -257,6 +283,24 @@ def test_goodput_section() -> None:
     assert "--part even" in section
     assert section.count("| fp32 |") == 4, "three rows, and the phases of the one that is ours and measured"
     assert columns(section) == {(14,), (9,)}
+    assert "given up" not in section
+
+
+def test_attempts_that_were_given_up_are_told_under_the_table() -> None:
+    lost = {**answer(), "aborts": ["member-gone"]}
+    measured = [{**summary(answers), "wire_bytes": [1]} for answers in ([answer(), answer()], [lost, lost])]
+    row = {
+        "program": "waggle", "codec": "sparse", "megabytes": 160, "peers": 2, "floor_seconds": 2.0, "hung": "",
+        "cold_hangs": 0, "warm_up": summary([{**lost, "aborts": ["leader-gone"]}, answer()]), "measured": measured,
+    }  # fmt: skip
+    section = goodput_section({"even": {"machine": "m", "calibration": CALIBRATION, "rows": [row]}})
+    assert (
+        "- Waggle sparse, 160 MB, 2 peers: 3 attempts of peers were given up (2 member-gone, 1 leader-gone) and made "
+        "again, in 2 of 3 rounds, the one that warms up included;"
+    ) in section
+    never = {**row, "measured": [{**measured[1], "committed": False}]}
+    section = goodput_section({"even": {"machine": "m", "calibration": CALIBRATION, "rows": [never]}})
+    assert "and not all of them made good" in section
 
 
 def test_starts_section() -> None:
@@ -291,6 +335,8 @@ def test_utilisation_section() -> None:
     )
     assert "| Waggle | int8 | no | 30 | 0.951 | 1.00 | 1.00 | equal |" in section
     assert "| 4 s, the others' 1 s | 400 | 108 | 234 | 46 | 1, 2, 3, 4 | equal |" in section
+    assert section.count("Steps of 1 s.") == 1
+    assert "up to 4 s of the slow peer's" in section
     assert all(len(one) == 1 for one in columns(section))
 
 

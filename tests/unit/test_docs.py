@@ -19,7 +19,7 @@ from swarm.metrics import NetworkMetrics
 ROOT = Path(__file__).parents[2]
 METRICS = (ROOT / "docs" / "metrics.md").read_text(encoding="utf-8")
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PACKAGES = ("swarm", "peer", "bootstrap", "waggle")
+PACKAGES = ("swarm", "peer", "bootstrap", "waggle", "bench")
 PAGES = sorted(
     path
     for pattern in ("*.md", "docs/**/*.md", "bench/**/*.md", "tests/**/*.md", "runs/**/*.md")

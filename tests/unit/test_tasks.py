@@ -208,6 +208,9 @@ def test_memory_counts_what_the_optimizers_keep() -> None:
     assert need.round == 4000 + 2 * 2000 + 2 * 2000 + 2 * 8000
     assert (need.inner_optimizer, need.outer_optimizer) == (0, 4000)  # momentum
     assert need.total == 16000 + 28000
+    alone = manifest()
+    alone = alone.model_copy(update={"round": alone.round.model_copy(update={"min_group_size": 1})})
+    assert memory(alone, 1000) == need, "no part is longer than the vector"
     demo = memory(Manifest.load(ROOT / "runs" / "demo.toml"), 1000)
     assert (demo.inner_optimizer, demo.outer_optimizer) == (8000, 0)  # AdamW; plain SGD
     muon = Manifest.from_toml((ROOT / "runs" / "demo.toml").read_text().replace('"adamw"', '"muon"'))
@@ -231,3 +234,4 @@ def test_show_says_what_the_manifest_means() -> None:
     assert manifest().run_id in text
     assert "gpt2, 1,000,000 parameters" in text
     assert "3 MB sent and as much received by each" in text
+    assert "at most, if no peer is in client mode, beside activations" in text
