@@ -68,6 +68,7 @@ PARTS: dict[str, tuple[LinkSpec, list[Case]]] = {
             *(Case(inner_steps=5, outer_steps=6, overlap=overlap) for overlap in (0, 1)),
             *(Case(inner_steps=10, outer_steps=4, overlap=overlap) for overlap in (0, 1)),
             *(Case(inner_steps=100, outer_steps=1, overlap=overlap) for overlap in (0, 1)),
+            Case("hivemind", "fp16", inner_steps=10, outer_steps=4),
         ],
     ),
     "uplink": (
