@@ -22,20 +22,18 @@ from typing import Any
 
 import torch
 
-from bench.frontier_arms import FAMILIES, Arm, Family, plain
+from bench.frontier_arms import DEFAULTS, FAMILIES, LONG, SHORT, Arm, Family, plain, runs_of
 from bench.frontier_swarm import Swarm, read_examples
 from bench.frontier_training import Gradients, stacked_gradients
 from bench.tables import RESULTS as FOLDER
 from bench.tables import machine
+from swarm.files import write_bytes
 
 RESULTS = FOLDER / "frontier.json"
 STATES = Path("build") / "frontier-states"
-SHORT, LONG, EVERY = 900, 2700, 300
+EVERY = 300
 SEEDS = (0, 1, 2)
 Run = dict[str, Any]
-
-
-DEFAULTS = plain(Arm("updates"))
 
 
 class Results:
@@ -55,11 +53,8 @@ class Results:
 
     def find(self, arm: Arm, seed: int, steps: int) -> Run | None:
         """The run of this arm, if it reached ``steps``."""
-        settings = plain(arm)
-        for run in self.data["runs"]:
-            if run["arm"] == settings and run["seed"] == seed and str(steps) in run["losses"]:
-                return dict(run)
-        return None
+        found = [run for run in runs_of(self.data, arm) if run["seed"] == seed and str(steps) in run["losses"]]
+        return dict(found[0]) if found else None
 
     def put(self, run: Run) -> None:
         """Keeps ``run`` in place of a shorter one."""
@@ -69,9 +64,7 @@ class Results:
         same = ("arm", "seed")
         self.data["runs"] = [old for old in self.data["runs"] if any(old[key] != run[key] for key in same)] + [run]
         self.data["machine"] = machine()
-        fresh = self._path.with_suffix(".new")
-        fresh.write_text(json.dumps(self.data, indent=0) + "\n", encoding="utf-8")
-        fresh.replace(self._path)
+        write_bytes(self._path, (json.dumps(self.data, indent=0) + "\n").encode())
 
 
 def state_file(arm: Arm, seed: int) -> Path:

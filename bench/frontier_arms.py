@@ -102,6 +102,19 @@ def plain(arm: Arm) -> dict[str, Any]:
     return settings
 
 
+DEFAULTS = plain(Arm("updates"))
+
+
+def runs_of(results: dict[str, Any], arm: Arm) -> list[dict[str, Any]]:
+    """Those of ``arm`` in bench/results/frontier.json; settings that came later have their defaults."""
+    settings = plain(arm)
+    return [run for run in results["runs"] if {**DEFAULTS, **run["arm"]} == settings]
+
+
+SHORT, LONG = 900, 2700
+"""The two lengths, in inner steps."""
+
+
 @dataclass(frozen=True)
 class Family:
     """One row of the table: arms that differ in a learning rate, of which the best at the shorter length is kept.

@@ -18,11 +18,12 @@ from pathlib import Path
 import httpx
 from rich.console import Console
 
-from bench.frontier import RESULTS, SHORT
-from bench.frontier_arms import CONFIRMED, FAMILIES, Arm, plain
+from bench.frontier import RESULTS
+from bench.frontier_arms import CONFIRMED, FAMILIES, SHORT, Arm, runs_of
 from bench.frontier_data import FILE
 from bench.frontier_data import write as write_examples
 from bench.tables import Row, say
+from swarm.files import write_bytes
 from swarm.manifest import Manifest
 from waggle.demo import follow, start_swarm
 from waggle.processes import Processes
@@ -45,11 +46,8 @@ def run_swarm(path: Path, outer_steps: int) -> Row:
 
 def simulated(results: Row, arm: Arm, steps: int) -> float | None:
     """The loss of the same arm and seed in one process."""
-    defaults = plain(Arm("updates"))
-    for run in results["runs"]:
-        if {**defaults, **run["arm"]} == plain(arm) and run["seed"] == 0 and str(steps) in run["losses"]:
-            return float(run["losses"][str(steps)])
-    return None
+    found = [run["losses"] for run in runs_of(results, arm) if run["seed"] == 0 and str(steps) in run["losses"]]
+    return float(found[0][str(steps)]) if found else None
 
 
 def main() -> None:
@@ -74,7 +72,7 @@ def main() -> None:
         }
         kept = [one for one in results.get("confirmed", []) if one["family"] != family]
         results["confirmed"] = [*kept, row]
-        RESULTS.write_text(json.dumps(results, indent=0) + "\n", encoding="utf-8")
+        write_bytes(RESULTS, (json.dumps(results, indent=0) + "\n").encode())
         say(row)
 
 

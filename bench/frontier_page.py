@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from bench.frontier_arms import FAMILIES, RATES, Arm, Family, plain
+from bench.frontier_arms import FAMILIES, LONG, RATES, SHORT, Family, runs_of
 from bench.frontier_words import SECTION
 from bench.tables import Row, table
 
-SHORT, LONG = 900, 2700
 WHOLE, EVERY_STEP, ALONE = "whole batch", "updates 1 fp32", "alone"
 TARGETS = ((10, 0.01), (30, 0.03), (100, 0.05))
 """Times fewer bytes than fp32 every step, and the loss above the whole batch that this may cost, at LONG."""
@@ -37,14 +36,9 @@ def _at(runs: Sequence[Row], steps: int) -> dict[int, float]:
     return {run["seed"]: run["losses"][str(steps)] for run in runs if str(steps) in run["losses"]}
 
 
-def _runs(results: Row, arm: Arm) -> list[Row]:
-    settings, defaults = plain(arm), plain(Arm("updates"))
-    return [run for run in results["runs"] if {**defaults, **run["arm"]} == settings]
-
-
 def best_runs(results: Row, family: Family) -> list[Row]:
     """The runs of the family's arm with the least loss at SHORT on seed 0; none until its whole grid has run."""
-    grid = [_runs(results, arm) for arm in family.grid]
+    grid = [runs_of(results, arm) for arm in family.grid]
     losses = [_at(of_arm, SHORT).get(0) for of_arm in grid]
     ran = [(loss, index) for index, loss in enumerate(losses) if loss is not None]
     return grid[min(ran)[1]] if len(ran) == len(grid) else []
@@ -120,7 +114,7 @@ def _cells(point: Point) -> list[str]:
 def _tried_rows(results: Row) -> list[list[str]]:
     """What was tried once, fewest bytes last."""
     whole = best_runs(results, FAMILIES[WHOLE])
-    found = [(family, run) for family in FAMILIES.values() if family.tried for run in _runs(results, family.grid[0])]
+    found = [(family, run) for family in FAMILIES.values() if family.tried for run in runs_of(results, family.grid[0])]
     rows = []
     for family, run in sorted(found, key=lambda one: -one[1]["bytes_per_token"]):
         size = run["bytes_per_token"]
