@@ -37,6 +37,7 @@ bench: $(READY)  ## measures the tables of docs/performance.md but the frontier,
 	@set -e; for part in even steps uplink uneven; do $(BIN)/python -m bench.utilisation --part $$part; done
 	@$(BIN)/python -m bench.bytes
 	@$(BIN)/python -m bench.overhead
+	@$(BIN)/python -m bench.inner
 	@$(BIN)/python -m bench.page
 
 format: $(READY)  ## format and mend what can be mended

@@ -191,7 +191,7 @@ def frontier_section(results: Row) -> str:
         long_steps=LONG,
         rates=", ".join(f"{rate:g}" for rate in RATES),
         defaults=table(DEFAULTS_HEAD, _default_rows(found[SHORT])),
-        optimizers=table(OPTIMIZERS_HEAD, _optimizer_rows(found[SHORT], found[LONG]), left=2),
+        optimizers=table(OPTIMIZERS_HEAD, _optimizer_rows(found[SHORT], found[LONG]), left=3),
         targets=table(TARGET_HEAD, _target_rows(found[LONG])),
         short_targets=table(TARGET_HEAD, _target_rows(found[SHORT])),
         recipes=table(RECIPE_HEAD, _recipe_rows(found[LONG])),
@@ -248,7 +248,6 @@ DEFAULTS_HEAD = (
     "as many inner steps as the link asks for",
     "codec",
     "residual",
-    "outer",
     "loss over whole batch",
     "fewer bytes",
 )
@@ -262,6 +261,10 @@ DEFAULTS = (
         "feedback, 0.99", "updates 5 sparse/256 ef.99, mean sparse",
     ),
     ("50 and more", "int4", "local", "updates 100 int4 local"),
+    (
+        "10, where nothing else is left", "sparse, keep_one_in = 256, mean_keep_one_in = 64", "feedback, 0.99",
+        "updates 10 sparse/256 ef.99, mean sparse",
+    ),
 )  # fmt: skip
 """Inner steps, codec, residual, the family that shows it."""
 OPTIMIZERS = (
@@ -270,11 +273,13 @@ OPTIMIZERS = (
     ("AdamW", "SGD at 1.0", "updates 30 fp32"),
     ("AdamW", "Nesterov, 0.7, momentum 0.5", "updates 30 fp32 nesterov.5"),
     ("AdamW", "Nesterov, 0.7, momentum 0.9 (DiLoCo)", "DiLoCo 30"),
+    ("AdamW", "SGD at 1.0", "updates 30 int4 local"),
+    ("Muon", "SGD at 1.0", "updates 30 int4 local muon"),
     ("AdamW", "SGD at 1.0", "updates 100 fp32"),
     ("AdamW", "Nesterov, 0.7, momentum 0.9 (DiLoCo)", "DiLoCo 100"),
 )
 """Inner optimizer, outer one, the family that shows it."""
-OPTIMIZERS_HEAD = ("inner", "outer", "inner steps", "rate", f"loss at {SHORT}", f"loss at {LONG}", "seeds")
+OPTIMIZERS_HEAD = ("inner", "outer", "codec", "inner steps", "rate", f"loss at {SHORT}", f"loss at {LONG}", "seeds")
 
 
 def _optimizer_rows(short: Sequence[Point], long: Sequence[Point]) -> list[list[str]]:
@@ -285,7 +290,8 @@ def _optimizer_rows(short: Sequence[Point], long: Sequence[Point]) -> list[list[
         losses = ["-" if point is None else f"{point.loss:.3f}" for point in points_]
         rate = "-" if points_[0] is None else f"{points_[0].rate:g}"
         seeds = ", ".join(str(point.seeds) for point in points_ if point is not None)
-        rows.append([inner, outer, str(FAMILIES[family].grid[0].inner_steps), rate, *losses, seeds])
+        arm = FAMILIES[family].grid[0]
+        rows.append([inner, outer, arm.codec, str(arm.inner_steps), rate, *losses, seeds])
     return rows
 
 
@@ -295,5 +301,5 @@ def _default_rows(found: Sequence[Point]) -> list[list[str]]:
     for steps, codec, residual, family in DEFAULTS:
         point = by_name.get(family)
         shown = ["-", "-"] if point is None else [f"{point.above:+.1%} ({_seeds(point)})", f"{point.fewer:.3g}x"]
-        rows.append([steps, codec, residual, "SGD at 1.0", *shown])
+        rows.append([steps, codec, residual, *shown])
     return rows

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bench.page_rounds import draw_goodput, goodput_section, starts_section
-from bench.page_swarms import bytes_section, draw_utilisation, overhead_section, utilisation_section
+from bench.page_swarms import bytes_section, draw_utilisation, inner_section, overhead_section, utilisation_section
 from bench.tables import DOCS, Row, load
 
 PAGE = DOCS / "performance.md"
@@ -46,6 +46,7 @@ SECTIONS: dict[str, Callable[[Row], str]] = {
     "utilisation": utilisation_section,
     "bytes": bytes_section,
     "overhead": overhead_section,
+    "inner": inner_section,
 }
 CHARTS: dict[str, Callable[[Row, str], None]] = {
     "goodput": draw_goodput,

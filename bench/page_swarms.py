@@ -175,3 +175,31 @@ against a plain loop with the same model (10 M parameters), data, optimizer and 
 {table}
 
 `sudo .venv/bin/python -m bench.overhead`"""
+
+
+def inner_section(found: Row) -> str:
+    """Muon over AdamW."""
+    data = found["cpu"]
+    whole = {
+        (row["model"], row["optimizer"]): row["gradient_seconds"] + row["step_seconds"] for row in data["rows"]
+    }  # fmt: skip
+    rows = [
+        [
+            row["model"], f"{row['parameters'] / 1e6:.2g} M", str(row["tokens"]), row["optimizer"],
+            f"{1000 * row['gradient_seconds']:.0f}", f"{1000 * row['step_seconds']:.1f}",
+            f"{whole[row['model'], row['optimizer']] / whole[row['model'], 'adamw']:.2f}x",
+        ]
+        for row in data["rows"]
+    ]  # fmt: skip
+    head = ("template", "parameters", "tokens", "optimizer", "gradient, CPU ms", "its step, CPU ms", "over AdamW")
+    return INNER.format(machine=data["machine"], table=table(head, rows))
+
+
+INNER = """## Inner optimizers
+
+What an inner step costs on one thread, for models of `waggle run new`, medians ({machine}). On a GPU it was not
+measured.
+
+{table}
+
+`.venv/bin/python -m bench.inner`"""

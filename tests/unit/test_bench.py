@@ -13,7 +13,7 @@ from bench.floors import encoded_bytes, floor_seconds
 from bench.goodput import summary
 from bench.internet import LinkSpec
 from bench.page_rounds import calibrated, goodput_section, starts_section
-from bench.page_swarms import bytes_section, ideal_steps_per_hour, overhead_section, utilisation_section
+from bench.page_swarms import bytes_section, ideal_steps_per_hour, inner_section, overhead_section, utilisation_section
 from bench.router import MBIT, QUEUE_SECONDS, Link, Paths, Wire, wire_bytes
 from bench.stock_swarm import summarise
 from bench.tables import percentile, table
@@ -338,6 +338,21 @@ def test_utilisation_section() -> None:
     assert section.count("Steps of 1 s.") == 1
     assert "up to 4 s of the slow peer's" in section
     assert all(len(one) == 1 for one in columns(section))
+
+
+def test_inner_optimizers_are_compared_by_whole_steps_of_one_model() -> None:
+    rows = [
+        {
+            "model": model, "parameters": 434_944, "tokens": 1024, "optimizer": optimizer,
+            "gradient_seconds": seconds, "step_seconds": step,
+        }
+        for model, seconds in (("demo", 0.09), ("text", 0.9))
+        for optimizer, step in (("adamw", 0.01), ("muon", 0.03))
+    ]  # fmt: skip
+    section = inner_section({"cpu": {"machine": "a machine", "rows": rows}})
+    assert "| demo | 0.43 M | 1024 | adamw | 90 | 10.0 | 1.00x |" in section
+    assert "| demo | 0.43 M | 1024 | muon | 90 | 30.0 | 1.20x |" in section
+    assert "| text | 0.43 M | 1024 | muon | 900 | 30.0 | 1.02x |" in section
 
 
 def test_bytes_and_overhead_sections() -> None:
