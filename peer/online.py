@@ -211,8 +211,7 @@ class Online:
 
     def _seen(self, view: SwarmView) -> None:
         self.rounds.see(view.companions)
-        for peer in view.left:
-            self.rounds.absences.add(peer)  # no round waits for whoever has said goodbye
+        self.rounds.absences.goodbyes(view.left, view.live)
         self._acquaintances.met(view.reachable)
         self.metrics.seen(view, self.store.head.outer_step)
         self.metrics.known_peers(self.network.known_peers)

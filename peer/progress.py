@@ -21,8 +21,8 @@ class SwarmView:
     phases: how many peers are in which. outer_step: where most peers stand (the highest of equals). companions:
     peers at our head that can be dialled, with their addresses. ahead: peers whose history is heavier than ours,
     the heaviest first. claims: where those say they are. forked: whether somebody is where we have been, with
-    another digest. missing: how many peers have yet to make the newest outer step that we made. left: peers that say
-    that they leave.
+    another digest. missing: how many peers have yet to make the newest outer step that we made. live: the peers
+    themselves. left: peers that say that they leave.
     """
 
     peers: int = 0
@@ -33,6 +33,7 @@ class SwarmView:
     claims: Mapping[PeerId, Head] = field(default_factory=dict)
     forked: bool = False
     missing: int = 0
+    live: Collection[PeerId] = ()
     left: Collection[PeerId] = ()
     reachable: Mapping[PeerId, Sequence[str]] = field(default_factory=dict)
 
@@ -65,6 +66,7 @@ def view(
         claims={peer: claim for peer, claim in claims.items() if heavier(claim, head)},
         forked=any(past.get(claim.outer_step, claim.digest) != claim.digest for claim in claims.values()),
         missing=sum(claim.outer_step == head.outer_step - 1 for claim in claims.values()),
+        live=tuple(live),
         left=tuple(peer for peer, record in records.items() if peer != ourselves and record.phase in _AWAY),
         reachable=reachable,
     )

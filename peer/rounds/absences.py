@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 
 from swarm.identity import PeerId
 
@@ -21,6 +22,7 @@ class Absences:
         self._away: dict[PeerId, float] = {}
         self._benched: dict[PeerId, float] = {}
         self._demoted: dict[PeerId, float] = {}
+        self._left: set[PeerId] = set()
 
     def add(self, peer: PeerId) -> None:
         """Its stream broke or it cannot be dialled."""
@@ -29,6 +31,14 @@ class Absences:
     def discard(self, peer: PeerId) -> None:
         """It is here."""
         self._away.pop(peer, None)
+
+    def goodbyes(self, left: Collection[PeerId], live: Collection[PeerId]) -> None:
+        """What the peers' own records say: no round waits for who has left, and who was away and is live is back."""
+        for peer in self._left & set(live):
+            self.discard(peer)
+        self._left = self._left - set(live) | set(left)
+        for peer in left:
+            self.add(peer)
 
     def bench(self, peer: PeerId, seconds: float = BENCH_SECONDS) -> None:
         """It made a round fail."""

@@ -110,7 +110,7 @@ class Attempt:
                     await self._sit(channel)
                 except Moved as moved:
                     preferred = moved.leader
-                    if preferred is None:
+                    if preferred is None and channel.remote != self._context.peer_id:
                         self._rounds.absences.demote(channel.remote)
                     continue
                 return self._result(committed=True)
@@ -286,6 +286,7 @@ class Attempt:
         if now > max(ready_at, self._alone_at) + longest:
             raise RoundError("leader-deadline", leader)
         if now > ready_at + terms.isolation_seconds + longest:
+            self._rounds.absences.demote(leader)  # ourselves, too: somebody else may find a majority
             raise Moved(None)
 
     def _check_group(self, leader: PeerId, group: Group) -> None:

@@ -109,6 +109,20 @@ async def test_the_first_leader_is_dead_and_the_others_commit_at_once(tmp_path: 
         agreed(made.live)
 
 
+async def test_a_peer_that_waited_alone_does_not_put_itself_last(tmp_path: Path) -> None:
+    """Else its order is not the others': it asks one that asks it at that moment, and each sends the other away."""
+    async with swarm(tmp_path, 2) as made:
+        await _step(made)
+        first, second = made.ordered(1)
+        waiting = asyncio.ensure_future(second.step_until_committed(VALUES, 10))
+        seated = (Stage.SEATED, 1)
+        await second.recorder.until(lambda recorder: recorder.stages.count(seated) > 1, 20)  # it has looked again
+        assert not second.rounds.absences.doubtful(second.peer_id)
+        assert (await asyncio.wait_for(first.step_until_committed(VALUES, 10), 20)).committed
+        assert (await asyncio.wait_for(waiting, 20)).committed
+        agreed(made.live)
+
+
 async def test_no_seat_left_is_told(tmp_path: Path) -> None:
     async with swarm(tmp_path, 2, terms=replace(TERMS, max_group_size=2)) as made:
         await _step(made)

@@ -31,6 +31,17 @@ def test_who_is_away_comes_back() -> None:
     assert known.known() == {BOB}
 
 
+def test_who_said_goodbye_is_back_when_its_record_lives() -> None:
+    known = Absences()
+    known.goodbyes({ALICE, BOB}, {CAROL})
+    known.add(CAROL)  # its stream broke, which its record need not know yet
+    assert known.known() == {ALICE, BOB, CAROL}
+    known.goodbyes({BOB}, {CAROL})  # of ALICE there is no record at all
+    assert known.known() == {ALICE, BOB, CAROL}
+    known.goodbyes({BOB}, {ALICE, CAROL})
+    assert known.known() == {BOB, CAROL}
+
+
 def test_who_is_benched_stays_there_though_it_is_here() -> None:
     known = Absences()
     known.bench(ALICE)

@@ -133,4 +133,5 @@ def test_who_says_goodbye_and_who_missed_the_last_outer_step() -> None:
         a_record(0, phase="leaving"),
     )
     assert sorted(found.left) == sorted(PEERS[1:3])
+    assert sorted(found.live) == sorted(PEERS[3:6])
     assert found.missing == 1
