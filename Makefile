@@ -33,6 +33,7 @@ check: $(READY)  ## ruff, mypy strict, import contracts
 
 bench: $(READY)  ## measures the tables of docs/performance.md but the frontier, which takes a night; Linux, root, two hours
 	@set -e; for part in even uplink slow; do $(BIN)/python -m bench.goodput --part $$part; done
+	@$(BIN)/python -m bench.plain_tcp
 	@$(BIN)/python -m bench.starts
 	@set -e; for part in even steps uplink uneven; do $(BIN)/python -m bench.utilisation --part $$part; done
 	@$(BIN)/python -m bench.bytes

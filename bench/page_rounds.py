@@ -182,6 +182,25 @@ def draw_goodput(found: Row, path: str) -> None:
     pyplot.close(figure)
 
 
+def plain_tcp_section(found: Row) -> str:
+    """What the hosts can do in practice."""
+    data = found["even"]
+    seconds = sorted(data["seconds"])
+    half = middle(seconds) or 0.0
+    return PLAIN_TCP.format(
+        peers=data["peers"], megabytes=data["megabytes"], calibrated=calibrated(data), machine=data["machine"],
+        rounds=len(seconds), seconds=half, low=seconds[0], high=seconds[-1],
+        share=100 * data["floor_seconds"] / half,
+    )  # fmt: skip
+
+
+PLAIN_TCP = """### Plain TCP, for comparison
+
+{peers} hosts that send each other what an all-reduce of {megabytes} MB of fp32 sends, over one warm connection for each
+pair, and wait for nothing: {seconds:.2f} s, the median of {rounds} ({low:.2f} to {high:.2f}), {share:.0f} % of the
+floor. {calibrated} ({machine}). `sudo .venv/bin/python -m bench.plain_tcp`"""
+
+
 def starts_section(found: Row) -> str:
     """Warm and cold starts."""
     data = found["all"]

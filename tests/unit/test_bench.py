@@ -12,7 +12,7 @@ from bench.calibrate import Calibration, pairs
 from bench.floors import encoded_bytes, floor_seconds
 from bench.goodput import summary
 from bench.internet import LinkSpec
-from bench.page_rounds import calibrated, goodput_section, starts_section
+from bench.page_rounds import calibrated, goodput_section, plain_tcp_section, starts_section
 from bench.page_swarms import bytes_section, ideal_steps_per_hour, inner_section, overhead_section, utilisation_section
 from bench.router import MBIT, QUEUE_SECONDS, Link, Paths, Wire, wire_bytes
 from bench.stock_swarm import summarise
@@ -338,6 +338,15 @@ def test_utilisation_section() -> None:
     assert section.count("Steps of 1 s.") == 1
     assert "up to 4 s of the slow peer's" in section
     assert all(len(one) == 1 for one in columns(section))
+
+
+def test_plain_tcp_is_told_beside_the_floor() -> None:
+    link = {"link": "a link", **dict.fromkeys(("forth_mbit", "back_mbit", "both_forth_mbit", "both_back_mbit"), 99.0)}
+    section = plain_tcp_section({"even": {
+        "calibration": {**link, "round_trip_ms": 50.0}, "machine": "a machine", "peers": 4, "megabytes": 40,
+        "floor_seconds": 4.8, "seconds": [6.0, 5.0, 8.0],
+    }})  # fmt: skip
+    assert "6.00 s, the median of 3 (5.00 to 8.00), 80 % of the" in section
 
 
 def test_inner_optimizers_are_compared_by_whole_steps_of_one_model() -> None:
