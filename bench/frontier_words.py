@@ -77,10 +77,10 @@ sparsest codec with `keep_one_in` times `inner_steps` at most 40, what is left o
 inner steps a value waits until it is sent; at 256 and 320 it costs 13%, and at 960 the peers' parameters drift apart
 until nothing is learned. Beyond, with `residual = "feedback"`, few inner steps are still better than many for
 the same bytes, if the mean keeps more than the contributions do. A mean that comes one round late cost more than three
-times the inner steps did at {short_steps} steps, and less in longer runs. Moving only half way to it (`mixed 0.5`, as
-in Streaming DiLoCo: Douillard et al. 2025) had less than half of that cost with 10 inner steps of fp32, and made no
-difference with 5 of sparse/16. Blocking, with SGD at 1.0 and at {short_steps} steps, which is what `waggle run new`
-goes by:
+times the inner steps did, at both lengths, with 10 and 30 of them, and nothing to speak of where peers talk after every
+step. Moving only half way to it (`mixed 0.5`, as in Streaming DiLoCo: Douillard et al. 2025) had half of that cost or
+less with 5, 10 and 30 inner steps of fp32, and made no difference with 5 of sparse/16; manifests cannot say that yet.
+Blocking, with SGD at 1.0 and at {short_steps} steps, which is what `waggle run new` goes by:
 
 {defaults}
 
