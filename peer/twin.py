@@ -63,9 +63,12 @@ class Twin:
         """A record of another session is a living peer's once it was renewed, and that after we started.
 
         Renewed alone is not enough: of our last life, one DHT peer may still hold an older record than another does.
+        Who started after us is no last life of ours, and may not live long enough to renew anything.
         """
         if found is None or found.record.session in ("", self.session):
             return Finding.ALONE
+        if found.record.started > self.started + _CLOCK_SECONDS:
+            return Finding.FIRST
         session, first = self._other
         if session != found.record.session:
             self._other = (found.record.session, found.expiration_time)

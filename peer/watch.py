@@ -64,14 +64,16 @@ class Watch:
         self._hurry.set()
 
     async def look(self) -> SwarmView:
-        """Publishes if there is news, reads the records, dials whom we do not know."""
+        """Reads the records, publishes ours if there is news, dials whom we do not know.
+
+        In this order: ours takes the place of what somebody else may have published under our name.
+        """
+        found = await self._network.read_peers(self._run_id)
+        replaced = self._twin.see(found.get(self._network.peer_id))
         record = self._describe()
-        due = record != self._published or time.monotonic() - self._published_at > _REFRESH_SECONDS
+        due = replaced or record != self._published or time.monotonic() - self._published_at > _REFRESH_SECONDS
         if due and await self._network.publish(self._run_id, record):
             self._published, self._published_at = record, time.monotonic()
-        found = await self._network.read_peers(self._run_id)
-        if self._twin.see(found.get(self._network.peer_id)):
-            self._published = None  # at the next look
         records = {peer: opened.record for peer, opened in found.items()}
         head = self._head()
         self._remember(head)

@@ -58,9 +58,14 @@ def test_of_two_that_started_together_exactly_one_is_second() -> None:
     assert {ours, theirs} == {Finding.FIRST, Finding.SECOND}
 
 
+def test_whoever_started_after_us_is_no_last_life_of_ours() -> None:
+    """It may see us and end before it renews its record."""
+    assert findings([found(THEIRS, 1010, 1009)]) == [Finding.FIRST]
+
+
 def test_another_life_begins_anew() -> None:
     """The other one restarts again and again: each is judged by its own renewals."""
-    records = [found(THEIRS, 1005, 990), found(THIRD, 1010, 1009), found(THEIRS, 1011, 990), found(THEIRS, 1012, 990)]
+    records = [found(THEIRS, 1005, 990), found(THIRD, 1010, 1002), found(THEIRS, 1011, 990), found(THEIRS, 1012, 990)]
     assert findings(records) == [Finding.UNCLEAR] * 3 + [Finding.SECOND]
 
 
