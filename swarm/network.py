@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import weakref
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
@@ -37,7 +38,7 @@ from swarm.invitation import (
 from swarm.joining import Acquaintances, Joining
 from swarm.p2pd import P2PD, P2PDOptions
 from swarm.records import Opened, PeerRecord, StoreGuard, open_all, peers_key, seal, subkey
-from swarm.wire import StreamChannel, WireError
+from swarm.wire import Pulse, StreamChannel, WireError
 
 log = structlog.get_logger(__name__)
 
@@ -94,6 +95,7 @@ class Network:
         self._daemon, self._node, self._observer = daemon, node, observer
         self._joining: Joining
         self._streams: Counter[PeerId] = Counter()
+        self._pulses: weakref.WeakValueDictionary[PeerId, Pulse] = weakref.WeakValueDictionary()  # kept by channels
         self._tasks: set[asyncio.Task[Any]] = set()
 
     @classmethod
@@ -283,7 +285,8 @@ class Network:
         def count(direction: str, size: int) -> None:
             self._observer.traffic(purpose, direction, size)
 
-        return StreamChannel(remote, reader, writer, count)
+        pulse = self._pulses.setdefault(remote, Pulse())
+        return StreamChannel(remote, reader, writer, count, pulse)
 
     async def open(self, peer_id: PeerId, protocol: str, purpose: str, timeout: float) -> StreamChannel:
         """Opens a stream. Raises WireError("unreachable")."""

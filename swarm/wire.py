@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import struct
+import time
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
 
@@ -62,6 +63,13 @@ class Channel(Protocol):
         """The next message, which must be one of ``kinds``. Raises WireError: gone, deadline, malformed."""
         ...
 
+    async def hear(self, *kinds: type[M], silence: float) -> M:
+        """The next message without its payload, for as long as the other end shows any life.
+
+        Raises WireError: deadline after ``silence`` seconds in which nothing came, else as ``receive``.
+        """
+        ...
+
     def close(self) -> None:
         """Ends both directions. What was sent last may be lost: whoever answers lets the other end close first."""
         ...
@@ -95,8 +103,23 @@ def parse(header: bytes, kinds: tuple[type[M], ...]) -> M:
         raise WireError("malformed", (str(error) or repr(error)).splitlines()[0][:200]) from error
 
 
+class Pulse:
+    """When something last came from a peer, over whichever stream: seconds of the monotonic clock.
+
+    All streams to a peer share one connection. A short message may wait for many seconds behind the values of another
+    stream, on a slow link; that those arrive is a sign of life as well.
+    """
+
+    def __init__(self) -> None:
+        self.at = time.monotonic()
+
+    def beat(self) -> None:
+        """Something came."""
+        self.at = time.monotonic()
+
+
 class StreamChannel:
-    """A channel over one libp2p stream."""
+    """A channel over one libp2p stream. pulse: of the other end, shared by all channels to it."""
 
     def __init__(
         self,
@@ -104,9 +127,11 @@ class StreamChannel:
         reader: asyncio.StreamReader,
         writer: asyncio.StreamWriter,
         traffic: Traffic = no_traffic,
+        pulse: Pulse | None = None,
     ):
         self.remote = remote
         self._reader, self._writer, self._traffic = reader, writer, traffic
+        self._pulse = pulse or Pulse()
         self._lock = asyncio.Lock()
 
     async def send(self, message: Message, payload: bytes | memoryview = b"") -> None:
@@ -128,18 +153,46 @@ class StreamChannel:
             header, payload = await within(self._frame(), timeout)
         except asyncio.TimeoutError:
             raise WireError("deadline", f"nothing within {timeout:.1f} s") from None
-        except (asyncio.IncompleteReadError, OSError) as error:
-            raise WireError("gone", repr(error)) from error
         return parse(header, kinds), payload
 
+    async def hear(self, *kinds: type[M], silence: float) -> M:
+        """See Channel. Whatever comes from the other end counts, on other streams too."""
+        began = time.monotonic()
+        frame = asyncio.ensure_future(self._frame())
+        try:
+            while not frame.done():
+                left = max(began, self._pulse.at) + silence - time.monotonic()
+                if left <= 0:
+                    raise WireError("deadline", f"no sign of life for {silence:.1f} s")
+                await asyncio.wait({frame}, timeout=left)
+        finally:
+            frame.cancel()
+            await asyncio.gather(frame, return_exceptions=True)
+        return parse(frame.result()[0], kinds)
+
     async def _frame(self) -> tuple[bytes, bytes]:
-        header_bytes, payload_bytes = _LENGTHS.unpack(await self._reader.readexactly(_LENGTHS.size))
+        header_bytes, payload_bytes = _LENGTHS.unpack(await self._read(_LENGTHS.size))
         if header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
             raise WireError("malformed", f"a frame of {header_bytes} + {payload_bytes} bytes")
-        header = await self._reader.readexactly(header_bytes)
-        payload = await self._reader.readexactly(payload_bytes) if payload_bytes else b""
+        header = await self._read(header_bytes)
+        payload = await self._read(payload_bytes) if payload_bytes else b""
         self._traffic("received", _LENGTHS.size + header_bytes + payload_bytes)
         return header, payload
+
+    async def _read(self, count: int) -> bytes:
+        """As ``readexactly``, with a pulse for every piece: a whole chunk takes long where a link is slow."""
+        pieces = []
+        while count:
+            try:
+                piece = await self._reader.read(count)
+            except OSError as error:
+                raise WireError("gone", repr(error)) from error
+            if not piece:
+                raise WireError("gone", f"{count} bytes before the end of a frame")
+            self._pulse.beat()
+            pieces.append(piece)
+            count -= len(piece)
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
     async def linger(self, timeout: float) -> None:
         """Waits until the other end hangs up, which it does when it has read all: at most ``timeout`` seconds.
@@ -199,6 +252,10 @@ class LocalChannel:
         if not isinstance(message, kinds):
             raise WireError("malformed", f"unexpected {type(message).__name__}")
         return message, payload
+
+    async def hear(self, *kinds: type[M], silence: float) -> M:
+        """See Channel."""
+        return (await self.receive(*kinds, timeout=silence))[0]
 
     def close(self) -> None:
         """See Channel."""

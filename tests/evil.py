@@ -72,6 +72,9 @@ class TamperedChannel:
     async def receive(self, *kinds: type[M], timeout: float | None) -> tuple[M, bytes]:
         return await self._channel.receive(*kinds, timeout=timeout)
 
+    async def hear(self, *kinds: type[M], silence: float) -> M:
+        return await self._channel.hear(*kinds, silence=silence)
+
     async def linger(self, timeout: float) -> None:
         await self._channel.linger(timeout)
 

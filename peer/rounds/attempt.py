@@ -178,7 +178,7 @@ class Attempt:
     async def _read(self, channel: Channel) -> None:
         try:
             while True:
-                message, _ = await channel.receive(*FromLeader, timeout=self._context.deadlines.silence)
+                message = await channel.hear(*FromLeader, silence=self._context.deadlines.silence)
                 if isinstance(message, Call):
                     self.called.set()
                 elif not isinstance(message, Alive):

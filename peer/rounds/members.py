@@ -47,7 +47,7 @@ class Members:
             for greeting in greetings:
                 await channel.send(greeting)
             while self._channels.get(peer) is channel:
-                message, _ = await channel.receive(*FromMember, timeout=self._context.deadlines.silence)
+                message = await channel.hear(*FromMember, silence=self._context.deadlines.silence)
                 await self._inbox.put((channel, message))
         except WireError as error:
             log.debug("a seat is empty", peer=peer, why=str(error))

@@ -19,6 +19,7 @@ from swarm.wire import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
     Message,
+    Pulse,
     StreamChannel,
     WireError,
     encode,
@@ -166,6 +167,46 @@ async def test_a_frame_too_large_is_refused_before_it_is_read(lengths: tuple[int
         with pytest.raises(WireError, match="a frame of") as caught:
             await channel.receive(Greeting, timeout=SOON)
     assert caught.value.reason == "malformed"
+
+
+SILENCE = 1.0
+
+
+async def test_silence_is_none_where_anything_comes_from_the_same_peer() -> None:
+    """A whole chunk may take longer than silence is borne: its first bytes count."""
+    pulse = Pulse()
+    async with streams() as ((reader, writer), (_, values)), streams() as ((other_reader, other_writer), (_, words)):
+        bulk = StreamChannel(PEERS[0], reader, writer, pulse=pulse)
+        quiet = StreamChannel(PEERS[0], other_reader, other_writer, pulse=pulse)
+        chunk = asyncio.ensure_future(bulk.receive(Farewell, timeout=None))
+        hearing = asyncio.ensure_future(quiet.hear(Greeting, silence=SILENCE))
+        values.write(framed(header_of(Farewell()), bytes(1000))[:-900])
+        for _ in range(40):
+            values.write(bytes(10))
+            await asyncio.wait({hearing}, timeout=SILENCE / 20)
+            assert not hearing.done()
+        words.write(framed(header_of(Greeting(text="late"))))
+        assert (await asyncio.wait_for(hearing, SOON)).text == "late"
+        with pytest.raises(WireError, match="no sign of life") as caught:
+            await quiet.hear(Greeting, silence=SILENCE)
+        assert caught.value.reason == "deadline"
+        values.write(bytes(600))
+        assert await asyncio.wait_for(chunk, SOON) == (Farewell(), bytes(1000))
+
+
+async def test_what_comes_from_another_peer_is_no_sign_of_life() -> None:
+    async with connected() as (one, other), connected() as (third, fourth):
+        hearing = asyncio.ensure_future(other.hear(Greeting, silence=SILENCE))
+        while not hearing.done():
+            await third.send(Farewell())
+            await fourth.receive(Farewell, timeout=SOON)
+            await asyncio.wait({hearing}, timeout=SILENCE / 20)
+        with pytest.raises(WireError, match="no sign of life"):
+            await hearing
+        with pytest.raises(WireError) as caught:
+            one.close()
+            await other.hear(Greeting, silence=SOON)
+        assert caught.value.reason == "gone"
 
 
 @given(st.data())
