@@ -114,6 +114,11 @@ def link_rates(told: Mapping[PeerId, Mapping[PeerId, int]], reducers: Collection
     return found
 
 
+def longest_part(values: int, reducers: int) -> int:
+    """The most of ``values`` that a correct leader gives one of so many reducers."""
+    return MOST_PARTS * values // reducers + 1
+
+
 def divide(values: int, reducers: Sequence[PeerId], members: int, rates: Mapping[PeerId, float]) -> dict[PeerId, int]:
     """Lengths of the parts: how many of ``values`` each reducer averages, so that the slowest link is done soonest.
 

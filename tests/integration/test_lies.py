@@ -92,6 +92,24 @@ def parts_too_long(group: Group) -> Group:
     return group.model_copy(update={"members": members})
 
 
+def one_long_part(group: Group) -> Group:
+    """More than two equal ones for one member, which would have to hold so much of everybody."""
+    lengths = [PARAMETERS - len(group.members) + 1] + [1] * (len(group.members) - 1)
+    members = [one.model_copy(update={"values": values}) for one, values in zip(group.members, lengths, strict=True)]
+    return group.model_copy(update={"members": members})
+
+
+def one_reducer(group: Group) -> Group:
+    """All of it for the leader, as if nobody could dial the others."""
+    members = [
+        one.model_copy(update={"values": PARAMETERS})
+        if one.peer_id == group.ballot.leader
+        else one.model_copy(update={"values": 0, "maddrs": []})
+        for one in group.members
+    ]
+    return group.model_copy(update={"members": members})
+
+
 def finish_nothing(group: Group) -> Group:
     """A link that does not continue the history."""
     link = Link(
@@ -131,6 +149,8 @@ LIES: list[tuple[type[Message], Callable[..., Message]]] = [
     (Group, out_of_order),
     (Group, nobody_reduces),
     (Group, parts_too_long),
+    (Group, one_long_part),
+    (Group, one_reducer),
     (Group, finish_nothing),
     (Include, include_a_stranger),
     (Include, include_nobody_known),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.needs import MOST_PARTS
-from peer.rounds.bandwidth import ALIKE, LEAST_BYTES, Flows, Observed, divide, link_rates
+from peer.rounds.bandwidth import ALIKE, LEAST_BYTES, Flows, Observed, divide, link_rates, longest_part
 
 PEERS = [f"peer-{index}" for index in range(8)]
 RATES = st.lists(st.floats(1e4, 1e9), min_size=1, max_size=8)
@@ -27,7 +27,7 @@ def test_parts_add_up_whatever_the_rates(values: int, rates: list[float], client
     lengths = divide(values, reducers, len(rates) + clients, dict(zip(reducers, rates, strict=True)))
     assert list(lengths) == reducers
     assert sum(lengths.values()) == values
-    assert all(0 <= length <= MOST_PARTS * values / len(reducers) + 1 for length in lengths.values())
+    assert all(0 <= length <= longest_part(values, len(reducers)) for length in lengths.values())
 
 
 @given(st.integers(1, 500), st.integers(1, 8))
