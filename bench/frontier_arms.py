@@ -71,6 +71,8 @@ class Arm:
         codec, _, one_in = self.codec.partition("/")
         round_ = [f'average = "{"gradients" if gradients else "updates"}"', f"inner_steps = {self.inner_steps}"]
         round_ += [f'codec = "{codec}"', f"overlap = {int(self.overlap)}", "min_group_size = 4"]
+        if self.overlap:
+            round_.append(f"overlap_mixing = {self.mixing}")
         if one_in:
             round_.append(f"keep_one_in = {one_in}")
         if self.mean_codec:
@@ -171,7 +173,7 @@ FAMILIES: dict[str, Family] = {
         _family("gradients 1 int4 ef.999", Arm("gradients", codec="int4", feedback=0.999)),
         *(_family(f"updates {steps} fp32", Arm("updates", steps)) for steps in (1, 2, 5, 10, 30, 100)),
         _family("updates 10 int8", Arm("updates", 10, codec="int8")),
-        *(_late(steps, 1.0) for steps in (10, 30)),
+        *(_late(steps, mixing) for steps in (10, 30) for mixing in (0.5, 1.0)),
         _family("updates 10 fp32 muon", Arm("updates", 10, muon=True)),
         _family("updates 30 fp32 nesterov.5", Arm("updates", 30, momentum=0.5, outer_rate=0.7)),
         *(
@@ -190,7 +192,7 @@ FAMILIES: dict[str, Family] = {
         _local(10, "sparse/4"),
         *(_local(steps, "int4") for steps in (30, 100)),
         _local(30, "int4", muon=True),
-        _local(5, "sparse/16", overlap=True),
+        *(_local(5, "sparse/16", overlap=True, mixing=mixing) for mixing in (0.5, 1.0)),
         *(
             _family(f"DiLoCo {steps}", Arm("updates", steps, momentum=0.9, outer_rate=0.7), DILOCO)
             for steps in (30, 100)
@@ -227,7 +229,6 @@ FAMILIES: dict[str, Family] = {
                 _local(2, "sparse"),
                 _local(5, "sparse"),
                 _local(10, "int4"),
-                _local(5, "sparse/16", overlap=True, mixing=0.5),
                 _local(10, "sparse/4", overlap=True, mixing=0.5),
                 _local(15, "sparse"),
                 _local(1, "sparse", mean_codec="sparse/16"),
@@ -235,7 +236,10 @@ FAMILIES: dict[str, Family] = {
                 _local(1, "sparse", overlap=True),
                 _local(5, "sparse", overlap=True),
                 *(_family(f"gradients {steps} fp32", Arm("gradients", steps)) for steps in (2, 5, 10, 30, 100)),
-                *(_late(steps, mixing) for steps, mixing in ((5, 1.0), (5, 0.5), (10, 0.5), (30, 0.5))),
+                *(_late(steps, mixing) for steps, mixing in ((5, 1.0), (5, 0.5), (30, 0.25), (30, 0.75))),
+                _late(10, 0.25),
+                _local(30, "int4", muon=True, overlap=True, mixing=0.5),
+                _local(1, "sparse", overlap=True, mixing=0.5),
                 _family("alone muon", Arm("alone", muon=True)),
                 _family("updates 1 fp32 muon", Arm("updates", muon=True)),
                 _family("MuLoCo 30", Arm("updates", 30, muon=True, momentum=0.9, outer_rate=0.7), MULOCO),

@@ -46,7 +46,8 @@ class Trainer:
 
     In ``gradients`` mode inner steps add up gradients at the committed parameters; in ``updates`` mode they move
     the parameters away from them. With ``overlap`` they go on moving while a round is under way, and its result is
-    put under what they did meanwhile (CoCoD-SGD, Shen et al. 2019, equation 6).
+    put under what they did meanwhile (CoCoD-SGD, Shen et al. 2019, equation 6), or mixed with where they were when it
+    began (Streaming DiLoCo, Douillard et al. 2025), as ``overlap_mixing`` says.
 
     What the codec left out of a contribution that counted is not lost. It stays in the local parameters, where local
     work then begins ("local"), or joins the next contribution ("feedback": Seide et al. 2014; SparseLoCo, Sarfi et
@@ -99,7 +100,9 @@ class Trainer:
         if handed is None:
             self._restart(parameters, start)
             return
-        write_parameters(self.model, start + (read_parameters(self.model) - handed.end))
+        # What was not counted is not to stay in part: it may have been refused, and for good reasons.
+        mixing = self._manifest.round.overlap_mixing if counted else 1.0
+        write_parameters(self.model, read_parameters(self.model).add_(start - handed.end, alpha=mixing))
         self._base, self._settled = parameters, handed.settled
 
     @property

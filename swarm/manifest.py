@@ -152,6 +152,7 @@ class Round(Section):
     residual: Literal["local", "feedback", "dropped"] | None = None
     error_feedback: Annotated[float, Field(ge=0, lt=1), unsigned] | None = None
     overlap: Annotated[int, Field(ge=0, le=1)] = 0
+    overlap_mixing: Annotated[float, Field(gt=0, le=1)] = 0.5
     min_group_size: GroupSize = 2
     max_group_size: GroupSize = 64
     max_norm_ratio: Annotated[float, Field(gt=1)] = 20.0
@@ -163,7 +164,9 @@ class Round(Section):
 
     def unused(self) -> Mapping[str, str]:
         densities = ("keep_one_in", "mean_keep_one_in")
-        return {} if self.codec == "sparse" else dict.fromkeys(densities, "only with codec = 'sparse'")
+        sparse = {} if self.codec == "sparse" else dict.fromkeys(densities, "only with codec = 'sparse'")
+        late = {} if self.overlap else {"overlap_mixing": "only with overlap = 1"}
+        return {**sparse, **late}
 
     def problems(self) -> Iterator[Problem]:
         if (self.inner_steps is None) == (self.target_batch is None):

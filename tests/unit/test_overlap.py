@@ -11,7 +11,8 @@ from swarm.errors import ManifestError
 from swarm.manifest import Manifest
 from tests.unit.test_training import BATCH_SIZE, COMMON, GRADIENTS, UPDATES, a_trainer, work
 
-OVERLAP = UPDATES + "overlap = 1\ninner_steps = 3"
+OVERLAP = UPDATES + "overlap = 1\noverlap_mixing = 1.0\ninner_steps = 3"
+MIXED = UPDATES + "overlap = 1\noverlap_mixing = 0.25\ninner_steps = 3"
 LOCAL = UPDATES + 'residual = "local"\ninner_steps = 3'
 FEEDBACK = UPDATES + "error_feedback = 0.5\ninner_steps = 3"
 
@@ -50,6 +51,33 @@ def test_a_round_changes_the_base_under_what_was_done_meanwhile() -> None:
     second = trainer.hand_in()
     torch.testing.assert_close(second.contribution, -(moved + last), rtol=0, atol=1e-6)
     assert second.examples == 3 * BATCH_SIZE
+
+
+def test_a_peer_moves_a_part_of_the_way_to_a_late_mean() -> None:
+    """The rest of its own way is in its next contribution, or four peers would drift apart."""
+    trainer, _ = a_trainer(a_manifest(MIXED))
+    base = parameters(trainer)
+    work(trainer, 3)
+    end = base - trainer.hand_in().contribution
+    work(trainer, 2)
+    moved = parameters(trainer) - end
+    committed = base + 0.25 * torch.ones_like(base)
+    trainer.commit(committed, None, counted=True)
+    torch.testing.assert_close(parameters(trainer), end + 0.25 * (committed - end) + moved)
+    second = trainer.hand_in()
+    torch.testing.assert_close(second.contribution, 0.75 * (committed - end) - moved, rtol=0, atol=1e-6)
+    assert second.examples == 2 * BATCH_SIZE
+
+
+def test_a_contribution_that_was_refused_does_not_stay_in_part() -> None:
+    trainer, _ = a_trainer(a_manifest(MIXED))
+    base = parameters(trainer)
+    work(trainer, 3)
+    end = base - trainer.hand_in().contribution
+    work(trainer, 2)
+    moved = parameters(trainer) - end
+    trainer.commit(base, None, counted=False)
+    torch.testing.assert_close(parameters(trainer), base + moved)
 
 
 def test_a_contribution_stays_what_it_was_until_a_round_commits_it() -> None:
@@ -153,7 +181,7 @@ def test_what_the_codec_left_out_stays_in_the_local_parameters() -> None:
 
 
 def test_overlap_and_a_local_residual() -> None:
-    trainer, _ = a_trainer(a_manifest(OVERLAP.replace("overlap", 'residual = "local"\noverlap')))
+    trainer, _ = a_trainer(a_manifest(OVERLAP + '\nresidual = "local"'))
     base = parameters(trainer)
     work(trainer, 3)
     end = base - trainer.hand_in().contribution
