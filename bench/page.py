@@ -35,10 +35,6 @@ SHORTFALLS = """## What did not reach its number
   hash 40 MB each on two cores at the same moment, which is no longer small beside the wire. fp32 is at 80 %, and
   [plain TCP](#plain-tcp-for-comparison) that waits for nothing hardly above, because three flows into each host are
   never quite alike. Of 4 MB the round trips are a good part.
-- **fp32 with one peer at 10 Mbit/s is not safe**: of four first rounds of 40 MB, which take 54 to 58 s, one was given
-  up (the table is of another), and stock was not measured beside it. The likely reason, which nobody has seen at work:
-  signs of life share each connection with the values, in a timed exchange as much is under way as buffers hold, and 5 s
-  without a sign count as gone. With int8, a quarter of the bytes, none was given up.
 - **At 900 inner steps one peer alone is better than anybody below 0.9 bytes per token**, published or ours, and than
   DiLoCo 30 with 46; at 2700 it is better than four of ours that were tried once, and than no recipe.
 - **Outer rates and momenta of the frontier were not varied**, and what was tried once has its own table.

@@ -55,14 +55,14 @@ class Float16Codec:
 
     def encode(self, values: torch.Tensor) -> bytes:
         """See Codec."""
-        array = values.numpy()
-        largest = float(np.abs(array).max(initial=0.0))
+        largest = float(values.abs().max()) if len(values) else 0.0
         _, exponent = math.frexp(largest)  # largest = m * 2**exponent with m in [0.5, 1)
         power = min(max(exponent - 15, -126), 126) if largest else 0
-        scaled = np.ldexp(array.astype(np.float64), -power)
+        scaled = values * 2.0**-power  # what becomes a subnormal float32 here is 0 as a float16
         if exponent == 128:  # rounded up to 2**15, the largest float32 values would decode as infinity
-            scaled = np.clip(scaled, -self._MOST, self._MOST)
-        return self._SCALE.pack(2.0**power) + scaled.astype("<f2").tobytes()
+            scaled.clamp_(-self._MOST, self._MOST)
+        halves = scaled.half().numpy()  # torch converts many times faster than numpy
+        return b"".join((self._SCALE.pack(2.0**power), halves.astype("<f2", copy=False).tobytes()))
 
     def decode(self, payload: bytes, count: int) -> torch.Tensor:
         """See Codec."""
@@ -71,9 +71,8 @@ class Float16Codec:
         (scale,) = self._SCALE.unpack_from(payload)
         if not (math.isfinite(scale) and scale > 0 and math.frexp(scale)[0] == 0.5):
             raise CodecError(f"a scale of {scale}")
-        halves = np.frombuffer(payload, dtype="<f2", offset=self._SCALE.size).astype(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):  # what a stranger sent: the gates see the infinity or nan
-            return torch.from_numpy(halves * np.float32(scale))
+        bits = np.frombuffer(payload, dtype="<i2", offset=self._SCALE.size).astype(np.int16)
+        return torch.from_numpy(bits).view(torch.float16).float().mul_(scale)
 
     def max_bytes(self, count: int) -> int:
         """See Codec."""
