@@ -192,6 +192,7 @@ FAMILIES: dict[str, Family] = {
         _local(10, "sparse/4"),
         *(_local(steps, "int4") for steps in (30, 100)),
         _local(30, "int4", muon=True),
+        _local(30, "int4", muon=True, overlap=True, mixing=0.5),
         *(_local(5, "sparse/16", overlap=True, mixing=mixing) for mixing in (0.5, 1.0)),
         *(
             _family(f"DiLoCo {steps}", Arm("updates", steps, momentum=0.9, outer_rate=0.7), DILOCO)
@@ -238,7 +239,6 @@ FAMILIES: dict[str, Family] = {
                 *(_family(f"gradients {steps} fp32", Arm("gradients", steps)) for steps in (2, 5, 10, 30, 100)),
                 *(_late(steps, mixing) for steps, mixing in ((5, 1.0), (5, 0.5), (30, 0.25), (30, 0.75))),
                 _late(10, 0.25),
-                _local(30, "int4", muon=True, overlap=True, mixing=0.5),
                 _local(1, "sparse", overlap=True, mixing=0.5),
                 _family("alone muon", Arm("alone", muon=True)),
                 _family("updates 1 fp32 muon", Arm("updates", muon=True)),
@@ -254,6 +254,7 @@ FAMILIES: dict[str, Family] = {
 CONFIRMED = {
     "frontier_sparse.toml": "updates 1 sparse/32 local",
     "frontier_overlapped.toml": "updates 5 sparse/16 local overlapped",
+    "frontier_mixed.toml": "updates 30 fp32 overlapped, mixed 0.5",
     "frontier_sparser.toml": "updates 5 sparse/256 ef.99, mean sparse",
     "frontier_fp32.toml": "updates 10 fp32",
     "frontier_muon.toml": "updates 30 int4 local muon nesterov.5",

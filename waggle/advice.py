@@ -20,8 +20,9 @@ from waggle.run import bytes_per_outer_step
 # sparse codec whose remainder stays in the peer's own parameters learns what fp32 learns, while inner steps times
 # keep_one_in stay at 40 or so: every step with 32, every 10 with 4. Far above that (15 times 64) it diverges. With
 # error feedback sparse values are for few inner steps: 30 of them with one value in 64, and a mean of as many, learned
-# less than a peer alone. A mean that comes one round late costs more than three times the inner steps do (of 10 of them
-# 10% of the loss after 900, and 3% after 2700), so overlap is for links on which nothing else is good enough.
+# less than a peer alone. A mean that comes one round late, and moves peers half of the way, costs what three times the
+# inner steps do: 30 of them learned overlapped what 100 did blocking (2 to 3% more loss than 30 blocking). Of 10 it is
+# 7% of the loss after 900, and 4% after 2700. So overlap is for links on which 50 blocking ones are not good enough.
 INNER_STEPS = (1, 2, 5, 10, 20, 30, 50, 100, 200, 500)
 """Tried in this order: the first that the link carries is taken."""
 MOST_SPARSE = 40
@@ -37,6 +38,8 @@ MIN_OUTER_STEPS = 30
 """What a run needs at least, to be more than the mean of peers that each learned alone."""
 MANY_INNER_STEPS = 30
 """In an outer step: from here on a little outer momentum helps in runs of any length. With fewer it was not tried."""
+LATE_INNER_STEPS = 50
+"""After so many blocking ones overlap is tried, from MANY_INNER_STEPS on: 100 blocking are no better than those."""
 LONG_HORIZON = 20_000
 """Inner steps from which DiLoCo's outer Nesterov is taken. Its runs were longer (Douillard et al. 2023: 88 000); the
 longest of ours, 2700, was better with less or none, but for 100 inner steps. With sparse there is none: error feedback
@@ -64,7 +67,8 @@ NESTEROV = Optimizer(optimizer="sgd", learning_rate=0.7, momentum=0.9, nesterov=
 BUSY_SHARE = 0.05
 """The most of the time that peers may spend on rounds while they do not train."""
 PATIENT_SHARE = 0.2
-"""The same, before a run shorter than LONG_HORIZON has overlap: a late mean costs it a quarter of its steps."""
+"""The same, for the most inner steps of a run where those are LATE_INNER_STEPS or fewer, before it has overlap: a late
+mean costs it a tenth of all its steps where 30 lie between rounds, and up to a third where 10 do."""
 HIDDEN_SHARE = 0.7
 """The most of the local work that a round may take which runs during it: a link has slow moments."""
 NEARLY = 1.2
@@ -217,21 +221,26 @@ def _bytes(parameters: int, sending: Sending, peers: int) -> int:
 
 
 def _candidates(horizon: int, peers: int) -> Iterator[tuple[int, int, Sending, float]]:
-    """First fields of Cost, the best first. But for ``sparser`` inner steps never fall on the way."""
+    """First fields of Cost, the best first: ever more inner steps, blocking, then again with overlap."""
     most = horizon // MIN_OUTER_STEPS
-    last = min(INNER_STEPS[-1], most)
-    many = min(MANY_INNER_STEPS, most)
-    for inner_steps in sorted({min(steps, most) for steps in INNER_STEPS}):
-        exact_first = [FP16, INT8, _thrifty(inner_steps)]
-        yield from ((inner_steps, 0, sending, BUSY_SHARE) for sending in exact_first)
+    steps = sorted({min(count, most) for count in INNER_STEPS})
+    last, many = steps[-1], min(MANY_INNER_STEPS, most)
+    for inner_steps in (count for count in steps if count <= LATE_INNER_STEPS):
+        yield from ((inner_steps, 0, sending, BUSY_SHARE) for sending in _exact_first(inner_steps))
         if inner_steps == many and most >= SPARSER_INNER_STEPS:
             yield SPARSER_INNER_STEPS, 0, sparser(peers), BUSY_SHARE
-        if inner_steps == last:
-            if horizon < LONG_HORIZON:
-                yield inner_steps, 0, exact_first[-1], PATIENT_SHARE
-            yield from ((inner_steps, 1, sending, BUSY_SHARE) for sending in exact_first)
+    if last <= LATE_INNER_STEPS:
+        yield last, 0, _thrifty(last), PATIENT_SHARE
+    for inner_steps in (count for count in steps if count >= many):
+        if inner_steps == last > LATE_INNER_STEPS:  # for links on which nothing is good enough
+            yield from ((last, 0, sending, BUSY_SHARE) for sending in _exact_first(last))
+        yield from ((inner_steps, 1, sending, BUSY_SHARE) for sending in _exact_first(inner_steps))
     if most >= SPARSEST_INNER_STEPS:
         yield SPARSEST_INNER_STEPS, 0, sparser(peers), BUSY_SHARE
+
+
+def _exact_first(inner_steps: int) -> tuple[Sending, ...]:
+    return FP16, INT8, _thrifty(inner_steps)
 
 
 def _thrifty(inner_steps: int) -> Sending:

@@ -18,6 +18,7 @@ from waggle.advice import (
     BUSY_SHARE,
     GENTLE,
     INT4,
+    LATE_INNER_STEPS,
     LONG_HORIZON,
     MANY_INNER_STEPS,
     MIN_OUTER_STEPS,
@@ -149,13 +150,29 @@ def test_outer_momentum_is_for_long_runs_and_a_little_of_it_for_many_inner_steps
     assert many.outer == GENTLE
 
 
+def test_a_late_mean_is_better_than_very_many_inner_steps() -> None:
+    """Thirty that overlap learn what a hundred do that wait."""
+    thin = {"parameters": 3_279_360, "horizon": 9000}
+    found = [demo(**thin, uplink_mbit=mbit).cost for mbit in (20.0, 10.0, 2.0, 1.0, 0.5, 0.2)]
+    assert [(cost.inner_steps, cost.overlap, cost.sending.codec) for cost in found] == [
+        (LATE_INNER_STEPS, 0, "int4"), (MANY_INNER_STEPS, 1, "fp16"), (MANY_INNER_STEPS, 1, "int8"),
+        (MANY_INNER_STEPS, 1, "int4"), (100, 1, "int4"), (200, 1, "int4"),
+    ]  # fmt: skip
+    assert all(cost.good for cost in found)
+
+
+def test_a_short_run_is_patient_before_its_means_come_late() -> None:
+    patient = demo(parameters=3_279_360, horizon=900, uplink_mbit=5.0).cost
+    assert (patient.inner_steps, patient.overlap, patient.sending) == (30, 0, INT4)
+    assert BUSY_SHARE < patient.share <= PATIENT_SHARE
+    late = demo(parameters=3_279_360, horizon=900, uplink_mbit=2.0).cost
+    assert (late.inner_steps, late.overlap) == (30, 1)
+
+
 def test_the_sparsest_codec_is_the_last_resort() -> None:
     thin = {"parameters": 3_279_360, "horizon": 2000}
     assert demo(**thin).cost.sending == INT4, "of what every volunteer has"
     found = [demo(**thin, uplink_mbit=mbit).cost for mbit in (0.5, 0.2, 0.05)]
-    patient = demo(**thin, uplink_mbit=2.0).cost
-    assert (patient.inner_steps, patient.overlap, patient.sending) == (66, 0, INT4)
-    assert BUSY_SHARE < patient.share <= PATIENT_SHARE, "rather than a mean that comes late"
     assert [(cost.inner_steps, cost.overlap) for cost in found] == [(66, 1), (66, 1), (SPARSEST_INNER_STEPS, 0)]
     assert found[2].sending == sparser(4)
     assert not found[2].good
