@@ -64,7 +64,7 @@ class Channel(Protocol):
         ...
 
     async def hear(self, *kinds: type[M], silence: float) -> M:
-        """The next message without its payload, for as long as the other end shows any life.
+        """The next message, which has no payload, for as long as the other end shows any life.
 
         Raises WireError: deadline after ``silence`` seconds in which nothing came, else as ``receive``.
         """
@@ -158,7 +158,7 @@ class StreamChannel:
     async def hear(self, *kinds: type[M], silence: float) -> M:
         """See Channel. Whatever comes from the other end counts, on other streams too."""
         began = time.monotonic()
-        frame = asyncio.ensure_future(self._frame())
+        frame = asyncio.ensure_future(self._frame(most_payload_bytes=0))  # a frame without end would hold memory
         try:
             while not frame.done():
                 left = max(began, self._pulse.at) + silence - time.monotonic()
@@ -170,29 +170,31 @@ class StreamChannel:
             await asyncio.gather(frame, return_exceptions=True)
         return parse(frame.result()[0], kinds)
 
-    async def _frame(self) -> tuple[bytes, bytes]:
-        header_bytes, payload_bytes = _LENGTHS.unpack(await self._read(_LENGTHS.size))
-        if header_bytes > MAX_HEADER_BYTES or payload_bytes > MAX_PAYLOAD_BYTES:
+    async def _frame(self, most_payload_bytes: int = MAX_PAYLOAD_BYTES) -> tuple[bytes, bytes]:
+        header_bytes, payload_bytes = _LENGTHS.unpack(await self._read(_LENGTHS.size, between_frames=True))
+        if header_bytes > MAX_HEADER_BYTES or payload_bytes > most_payload_bytes:
             raise WireError("malformed", f"a frame of {header_bytes} + {payload_bytes} bytes")
         header = await self._read(header_bytes)
         payload = await self._read(payload_bytes) if payload_bytes else b""
         self._traffic("received", _LENGTHS.size + header_bytes + payload_bytes)
         return header, payload
 
-    async def _read(self, count: int) -> bytes:
+    async def _read(self, count: int, *, between_frames: bool = False) -> bytes:
         """As ``readexactly``, with a pulse for every piece: a whole chunk takes long where a link is slow."""
-        pieces = []
-        while count:
+        found = bytearray()
+        while len(found) < count:
             try:
-                piece = await self._reader.read(count)
+                piece = await self._reader.read(count - len(found))
             except OSError as error:
                 raise WireError("gone", repr(error)) from error
             if not piece:
-                raise WireError("gone", f"{count} bytes before the end of a frame")
+                hung_up = between_frames and not found
+                raise WireError("gone", "hung up" if hung_up else f"after {len(found)} of {count} bytes")
             self._pulse.beat()
-            pieces.append(piece)
-            count -= len(piece)
-        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if len(piece) == count:
+                return piece
+            found += piece
+        return bytes(found)
 
     async def linger(self, timeout: float) -> None:
         """Waits until the other end hangs up, which it does when it has read all: at most ``timeout`` seconds.

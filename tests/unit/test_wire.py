@@ -7,6 +7,7 @@ import contextlib
 import socket
 import struct
 from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import msgpack
@@ -15,6 +16,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from pydantic import Field
 
+from swarm.network import Network, SilentObserver
 from swarm.wire import (
     MAX_HEADER_BYTES,
     MAX_PAYLOAD_BYTES,
@@ -169,7 +171,7 @@ async def test_a_frame_too_large_is_refused_before_it_is_read(lengths: tuple[int
     assert caught.value.reason == "malformed"
 
 
-SILENCE = 1.0
+SILENCE = 3.0
 
 
 async def test_silence_is_none_where_anything_comes_from_the_same_peer() -> None:
@@ -181,7 +183,7 @@ async def test_silence_is_none_where_anything_comes_from_the_same_peer() -> None
         chunk = asyncio.ensure_future(bulk.receive(Farewell, timeout=None))
         hearing = asyncio.ensure_future(quiet.hear(Greeting, silence=SILENCE))
         values.write(framed(header_of(Farewell()), bytes(1000))[:-900])
-        for _ in range(40):
+        for _ in range(30):
             values.write(bytes(10))
             await asyncio.wait({hearing}, timeout=SILENCE / 20)
             assert not hearing.done()
@@ -192,6 +194,26 @@ async def test_silence_is_none_where_anything_comes_from_the_same_peer() -> None
         assert caught.value.reason == "deadline"
         values.write(bytes(600))
         assert await asyncio.wait_for(chunk, SOON) == (Farewell(), bytes(1000))
+
+
+async def test_all_streams_to_a_peer_share_its_pulse() -> None:
+    identity, daemon = SimpleNamespace(peer_id=PEERS[0]), SimpleNamespace(died=asyncio.Event())
+    network = Network(identity, daemon, None, SilentObserver())  # type: ignore[arg-type]  # streams need no more
+    async with streams() as (ends, others), streams() as (third, _):
+        one, two = network._channel(PEERS[1], "test", *ends), network._channel(PEERS[1], "test", *others)
+        stranger = network._channel(PEERS[2], "test", *third)
+        assert one._pulse is two._pulse is not stranger._pulse
+        del one, two
+        assert list(network._pulses) == [PEERS[2]], "kept while there is a stream"
+
+
+async def test_a_payload_where_only_signs_of_life_are_due_is_refused() -> None:
+    """Its end may never come, while every byte of it is one."""
+    async with streams() as ((reader, writer), (_, stranger)):
+        stranger.write(framed(header_of(Farewell()), bytes(10))[:-5])
+        with pytest.raises(WireError, match="a frame of") as caught:
+            await StreamChannel(PEERS[0], reader, writer).hear(Farewell, silence=SOON)
+    assert caught.value.reason == "malformed"
 
 
 async def test_what_comes_from_another_peer_is_no_sign_of_life() -> None:
