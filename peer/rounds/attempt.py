@@ -14,7 +14,7 @@ import structlog
 import torch
 
 from peer.rounds.assembly import longest_assembly
-from peer.rounds.bandwidth import longest_part
+from peer.rounds.bandwidth import well_cut
 from peer.rounds.context import RoundError
 from peer.rounds.gates import check_shape, check_weight
 from peer.rounds.messages import (
@@ -295,18 +295,17 @@ class Attempt:
         context, promised, local = self._context, self._rounds.promised, self._local
         ids = [member.peer_id for member in group.members]
         ours = [member for member in group.members if member.peer_id == context.peer_id]
-        reducers = [member for member in group.members if member.maddrs]
-        longest = longest_part(context.parameters, max(1, len(reducers)))  # what we must hold of others is bounded
+        lengths = {member.peer_id: member.values for member in group.members}
+        reachable = {member.peer_id for member in group.members if member.maddrs}
         finish = group.finish
         if (
             group.ballot.leader != leader
             or (promised is not None and group.ballot.key() <= promised.key())
             or check_ballot(group.ballot, promised)
             or ids != sorted(set(ids))
-            or sum(member.values for member in group.members) != context.parameters
+            or not well_cut(lengths, reachable, context.parameters)  # what we have to hold of others is bounded
             or [member.examples for member in ours] != [local.examples if local else None]
             or [member.maddrs for member in ours] != [list(context.network.maddrs)]
-            or any(member.values > (longest if member.maddrs else 0) for member in group.members)
             or len(ids) > context.terms.max_group_size
             or (finish is not None and check_finish(finish, self._head, context.run_id, context.max_examples))
         ):

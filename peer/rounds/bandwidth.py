@@ -114,9 +114,12 @@ def link_rates(told: Mapping[PeerId, Mapping[PeerId, int]], reducers: Collection
     return found
 
 
-def longest_part(values: int, reducers: int) -> int:
-    """The most of ``values`` that a correct leader gives one of so many reducers."""
-    return MOST_PARTS * values // reducers + 1
+def well_cut(lengths: Mapping[PeerId, int], reducers: Collection[PeerId], values: int) -> bool:
+    """Whether ``divide`` may have given the parts of these ``lengths``, by member, to ``reducers``."""
+    longest = MOST_PARTS * values // len(reducers) + 1 if reducers else 0
+    return sum(lengths.values()) == values and all(
+        length <= (longest if peer in reducers else 0) for peer, length in lengths.items()
+    )
 
 
 def divide(values: int, reducers: Sequence[PeerId], members: int, rates: Mapping[PeerId, float]) -> dict[PeerId, int]:

@@ -174,7 +174,12 @@ async def misled(shared: Stand, tamper: Tamper, **changes: object) -> AsyncItera
 
 @pytest.mark.parametrize(("kind", "lie"), LIES, ids=[lie.__name__ for _, lie in LIES])
 async def test_lying_leader(shared: Stand, kind: type[Message], lie: Callable[..., Message]) -> None:
-    told = asyncio.Event()
+    told, believed = asyncio.Event(), list[PeerId]()
+
+    def look(peer: RoundPeer, stage: Stage) -> None:
+        """Whoever sees that its leader lies of the group benches it, and is in no group before."""
+        if kind is Group and stage is Stage.GROUPED and told.is_set():
+            believed.extend([] if peer.rounds.absences.benched(shared.culprit.peer_id) else [peer.peer_id])
 
     def tamper(peer: PeerId, message: Message, payload: bytes) -> tuple[Message, bytes]:
         if isinstance(message, kind):
@@ -184,9 +189,12 @@ async def test_lying_leader(shared: Stand, kind: type[Message], lie: Callable[..
 
     async def run() -> None:
         async with misled(shared, tamper) as honest:
+            for peer in honest:
+                peer.recorder.hook = lambda stage, _, peer=peer: look(peer, stage)
             await shared.commit(honest)
             await shared.commit(honest)
         assert told.is_set()
+        assert not believed
 
     await timed(run())
 

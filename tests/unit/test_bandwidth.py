@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from peer.needs import MOST_PARTS
-from peer.rounds.bandwidth import ALIKE, LEAST_BYTES, Flows, Observed, divide, link_rates, longest_part
+from peer.rounds.bandwidth import ALIKE, LEAST_BYTES, Flows, Observed, divide, link_rates, well_cut
 
 PEERS = [f"peer-{index}" for index in range(8)]
 RATES = st.lists(st.floats(1e4, 1e9), min_size=1, max_size=8)
@@ -27,7 +27,22 @@ def test_parts_add_up_whatever_the_rates(values: int, rates: list[float], client
     lengths = divide(values, reducers, len(rates) + clients, dict(zip(reducers, rates, strict=True)))
     assert list(lengths) == reducers
     assert sum(lengths.values()) == values
-    assert all(0 <= length <= longest_part(values, len(reducers)) for length in lengths.values())
+    assert all(0 <= length <= MOST_PARTS * values / len(reducers) + 1 for length in lengths.values())
+    others = dict.fromkeys(PEERS[len(rates) :][:clients], 0)
+    assert well_cut({**lengths, **others}, reducers, values)
+
+
+def test_a_member_sees_parts_that_no_correct_leader_cuts() -> None:
+    one, two, three, four = PEERS[:4]
+    equal = {one: 25, two: 25, three: 25, four: 25}
+    assert well_cut(equal, equal, 100)
+    assert well_cut({one: 51, two: 49, three: 0, four: 0}, equal, 100), "two equal ones, rounded"
+    assert not well_cut({one: 52, two: 48, three: 0, four: 0}, equal, 100), "longer than that"
+    assert not well_cut(equal, equal, 101)
+    assert not well_cut(equal, equal, 99)
+    assert not well_cut(equal, [one, two, three], 100), "a part for one that nobody can dial"
+    assert well_cut({one: 100, two: 0}, [one], 100)
+    assert not well_cut({one: 0, two: 0}, [], 100)
 
 
 @given(st.integers(1, 500), st.integers(1, 8))
