@@ -46,8 +46,8 @@ class Trainer:
 
     In ``gradients`` mode inner steps add up gradients at the committed parameters; in ``updates`` mode they move
     the parameters away from them. With ``overlap`` they go on moving while a round is under way, and its result is
-    put under what they did meanwhile (CoCoD-SGD, Shen et al. 2019, equation 6), or mixed with where they were when it
-    began (Streaming DiLoCo, Douillard et al. 2025), as ``overlap_mixing`` says.
+    put under what they did meanwhile (CoCoD-SGD, Shen et al. 2019, equation 6), or a mixture of it and where they were
+    when it began (after Streaming DiLoCo, Douillard et al. 2025, where the mixture takes in what was done meanwhile).
 
     What the codec left out of a contribution that counted is not lost. It stays in the local parameters, where local
     work then begins ("local"), or joins the next contribution ("feedback": Seide et al. 2014; SparseLoCo, Sarfi et
@@ -87,21 +87,21 @@ class Trainer:
         counted: whether it did. residual: what the codec left out of it, float32 [parameters]; None when it did not
         count, or when nobody can tell.
         """
-        start, handed = parameters, self._handed
-        if self._manifest.round.kept == "local":
-            if residual is not None:
-                start = parameters - residual
-            elif not self.contributed:  # there was nothing to send, and what we kept before is still ours
-                end = read_parameters(self.model) if handed is None else handed.end
-                start = parameters + (end - self._base)
-        elif counted and self._manifest.round.kept == "feedback":
+        start, handed, rules = parameters, self._handed, self._manifest.round
+        if not self.contributed and (rules.kept == "local" or handed is not None):
+            # There was nothing to send, and what we kept before of our own way is still ours.
+            end = read_parameters(self.model) if handed is None else handed.end
+            start = parameters + (end - self._base)
+        elif rules.kept == "local" and residual is not None:
+            start = parameters - residual
+        elif counted and rules.kept == "feedback":
             self._residual = residual  # what we kept before was in it, and must not come twice
         self._handed = None
         if handed is None:
             self._restart(parameters, start)
             return
         # What was not counted is not to stay in part: it may have been refused, and for good reasons.
-        mixing = self._manifest.round.overlap_mixing if counted else 1.0
+        mixing = rules.mixing if counted else 1.0
         write_parameters(self.model, read_parameters(self.model).add_(start - handed.end, alpha=mixing))
         self._base, self._settled = parameters, handed.settled
 
@@ -182,7 +182,8 @@ class Trainer:
         tensors = {"random.cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             tensors["random.cuda"] = torch.cuda.get_rng_state(self._device)
-        if self.examples or self._handed is not None or self._manifest.round.kept == "local":
+        rules = self._manifest.round
+        if self.examples or rules.overlap or rules.kept == "local":
             tensors["work"] = read_gradients(self.model) if self._gradients else read_parameters(self.model)
         if self._residual is not None:
             tensors["residual"] = self._residual

@@ -152,7 +152,7 @@ class Round(Section):
     residual: Literal["local", "feedback", "dropped"] | None = None
     error_feedback: Annotated[float, Field(ge=0, lt=1), unsigned] | None = None
     overlap: Annotated[int, Field(ge=0, le=1)] = 0
-    overlap_mixing: Annotated[float, Field(gt=0, le=1)] = 0.5
+    overlap_mixing: Annotated[float, Field(gt=0, le=1)] | None = None
     min_group_size: GroupSize = 2
     max_group_size: GroupSize = 64
     max_norm_ratio: Annotated[float, Field(gt=1)] = 20.0
@@ -176,6 +176,8 @@ class Round(Section):
             yield "min_group_size", f"must be at most max_group_size ({limit}), not {self.min_group_size}"
         if self.overlap and self.average == "gradients":
             yield "overlap", "only with average = 'updates': gradients are of the committed parameters"
+        if self.overlap_mixing not in (None, 1.0) and self.kept == "feedback":
+            yield "overlap_mixing", "must be 1 with error feedback: what a peer keeps of its way would come twice"
         if self.error_feedback is not None and self.residual in ("local", "dropped"):
             yield "error_feedback", "only with residual = 'feedback'"
         if self.residual == "local" and self.average == "gradients":
@@ -196,6 +198,13 @@ class Round(Section):
         if self.kept != "feedback":
             return 0.0
         return 0.95 if self.error_feedback is None else self.error_feedback
+
+    @property
+    def mixing(self) -> float:
+        """How far a late mean moves a peer towards the committed state, from where it was when it handed in."""
+        if self.overlap_mixing is not None:
+            return self.overlap_mixing
+        return 1.0 if self.codec == "sparse" or self.kept == "feedback" else 0.5
 
 
 class Validation(Section):

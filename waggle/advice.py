@@ -42,8 +42,8 @@ LATE_INNER_STEPS = 50
 """After so many blocking ones overlap is tried, from MANY_INNER_STEPS on: 100 blocking are no better than those."""
 LONG_HORIZON = 20_000
 """Inner steps from which DiLoCo's outer Nesterov is taken. Its runs were longer (Douillard et al. 2023: 88 000); the
-longest of ours, 2700, was better with less or none, but for 100 inner steps. With sparse there is none: error feedback
-is a momentum of its own."""
+longest of ours, 2700, was better with less or none, but for 100 inner steps. With overlap it was tried once: 30 of them
+were better at 900 than blocking. With sparse there is none: error feedback is a momentum of its own."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,8 @@ BUSY_SHARE = 0.05
 """The most of the time that peers may spend on rounds while they do not train."""
 PATIENT_SHARE = 0.2
 """The same, for the most inner steps of a run where those are LATE_INNER_STEPS or fewer, before it has overlap: a late
-mean costs it a tenth of all its steps where 30 lie between rounds, and up to a third where 10 do."""
+mean costs what a tenth fewer steps in all do where 30 lie between rounds, and up to a third fewer where 10 do (losses
+of overlapped runs, against those of 900 and 2700 steps)."""
 HIDDEN_SHARE = 0.7
 """The most of the local work that a round may take which runs during it: a link has slow moments."""
 NEARLY = 1.2
@@ -221,7 +222,10 @@ def _bytes(parameters: int, sending: Sending, peers: int) -> int:
 
 
 def _candidates(horizon: int, peers: int) -> Iterator[tuple[int, int, Sending, float]]:
-    """First fields of Cost, the best first: ever more inner steps, blocking, then again with overlap."""
+    """First fields of Cost, the best first: ever more inner steps, blocking, then again with overlap.
+
+    But for ``sparser``, and for what is left to a link on which nothing is good enough.
+    """
     most = horizon // MIN_OUTER_STEPS
     steps = sorted({min(count, most) for count in INNER_STEPS})
     last, many = steps[-1], min(MANY_INNER_STEPS, most)

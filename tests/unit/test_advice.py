@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from swarm.errors import UsageError
@@ -49,11 +49,14 @@ def test_the_horizon_has_outer_steps_enough(
 
 
 @given(PARAMETERS, HORIZONS, MBIT, MBIT, PEERS, STEP_SECONDS)
-def test_a_faster_link_never_means_more_inner_steps_but_than_the_sparser_few(
+@example(3_279_360, 2000, 20.0, 100.0, 8, 0.5)  # 30 that overlap, and 50 that wait
+def test_a_faster_link_never_means_more_inner_steps_but_than_sparser_or_late_ones(
     parameters: int, horizon: int, one: float, other: float, peers: int, step_seconds: float
 ) -> None:
     slow, fast = (choose(parameters, horizon, mbit, peers, step_seconds).cost for mbit in sorted((one, other)))
-    if slow.sending != sparser(peers):
+    if slow.overlap and not fast.overlap:
+        assert fast.inner_steps <= max(LATE_INNER_STEPS, slow.inner_steps)
+    elif slow.sending != sparser(peers):
         assert fast.inner_steps <= slow.inner_steps
     elif slow.inner_steps == SPARSER_INNER_STEPS:
         assert fast.inner_steps <= MANY_INNER_STEPS or not slow.good

@@ -80,6 +80,64 @@ def test_a_contribution_that_was_refused_does_not_stay_in_part() -> None:
     torch.testing.assert_close(parameters(trainer), base + moved)
 
 
+def test_who_did_nothing_keeps_what_it_kept_of_its_own_way() -> None:
+    trainer, _ = a_trainer(a_manifest(MIXED))
+    base = parameters(trainer)
+    work(trainer, 3)
+    trainer.hand_in()
+    trainer.commit(base, None, counted=True)
+    own = parameters(trainer) - base
+    assert own.norm() > 0
+    trainer.hand_in()  # nothing, and another round is under way
+    work(trainer, 2)
+    moved = parameters(trainer) - base - own
+    trainer.commit(base * 1.5, None, counted=False)
+    torch.testing.assert_close(parameters(trainer), base * 1.5 + own + moved)
+
+
+def test_what_a_peer_kept_of_its_own_way_outlives_it() -> None:
+    """Right after a commit nothing is done yet, and still it is not where the swarm is."""
+    trainer, _ = a_trainer(a_manifest(MIXED))
+    base = parameters(trainer)
+    work(trainer, 3)
+    trainer.hand_in()
+    trainer.commit(base, None, counted=True)
+    again, _ = a_trainer(a_manifest(MIXED))
+    again.load(base)
+    again.load_work(trainer.save_work())
+    assert torch.equal(parameters(again), parameters(trainer))
+    assert not torch.equal(parameters(again), base)
+
+
+def test_mixing_and_a_local_residual() -> None:
+    """Of the residual nothing is lost: the next contribution has all of it, beside the rest of the peer's own way."""
+    trainer, _ = a_trainer(a_manifest(MIXED + '\nresidual = "local"\ncodec = "int4"'))
+    base = parameters(trainer)
+    work(trainer, 3)
+    first = trainer.hand_in().contribution
+    work(trainer, 1)
+    residual = 0.01 * torch.linspace(-1, 1, len(base))
+    sent, mean, moved = first - residual, 0.5 * first, parameters(trainer) - (base - first)
+    trainer.commit(base - mean, residual, counted=True)
+    second = trainer.hand_in().contribution
+    torch.testing.assert_close(second, 0.75 * (sent - mean) + residual - moved, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("rules", "mixing"),
+    [
+        ("", 0.5),
+        ('codec = "int4"\nresidual = "local"', 0.5),
+        ('codec = "int8"\nresidual = "feedback"', 1.0),
+        ('codec = "sparse"\nresidual = "local"', 1.0),
+        ('codec = "sparse"\noverlap_mixing = 1.0', 1.0),
+        ('codec = "sparse"\nresidual = "local"\noverlap_mixing = 0.25', 0.25),
+    ],
+)
+def test_how_far_a_late_mean_moves_a_peer(rules: str, mixing: float) -> None:
+    assert a_manifest(UPDATES + f"{rules}\noverlap = 1\ninner_steps = 3").round.mixing == mixing
+
+
 def test_a_contribution_stays_what_it_was_until_a_round_commits_it() -> None:
     trainer, _ = a_trainer(a_manifest(OVERLAP))
     work(trainer, 2)
@@ -215,6 +273,8 @@ def test_what_becomes_of_a_residual(rules: str, kept: str, feedback: float) -> N
     [
         (UPDATES, 'residual = "local"\nerror_feedback = 0.5', "error_feedback"),
         (GRADIENTS, 'residual = "local"', "residual"),
+        (UPDATES, "overlap_mixing = 0.5", "overlap_mixing"),
+        (UPDATES, 'overlap = 1\ncodec = "sparse"\noverlap_mixing = 0.5', "overlap_mixing"),
     ],
 )
 def test_combinations_that_mean_nothing_are_refused(mode: str, rules: str, field: str) -> None:
