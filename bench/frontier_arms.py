@@ -240,6 +240,11 @@ FAMILIES: dict[str, Family] = {
                 *(_late(steps, mixing) for steps, mixing in ((5, 1.0), (5, 0.5), (30, 0.25), (30, 0.75))),
                 _late(10, 0.25),
                 _local(1, "sparse", overlap=True, mixing=0.5),
+                _local(30, "int4", muon=True, overlap=True),
+                _family(
+                    "DiLoCo 30 overlapped, mixed 0.5",
+                    Arm("updates", 30, momentum=0.9, outer_rate=0.7, overlap=True, mixing=0.5),
+                ),
                 _family("alone muon", Arm("alone", muon=True)),
                 _family("updates 1 fp32 muon", Arm("updates", muon=True)),
                 _family("MuLoCo 30", Arm("updates", 30, muon=True, momentum=0.9, outer_rate=0.7), MULOCO),

@@ -260,7 +260,11 @@ DEFAULTS = (
         "5, where a round takes little beside its bytes", "sparse, keep_one_in = 256, mean_keep_one_in = 64",
         "feedback, 0.99", "updates 5 sparse/256 ef.99, mean sparse",
     ),
-    ("50 and more", "int4", "local", "updates 100 int4 local"),
+    ("50 (these are of 100)", "int4", "local", "updates 100 int4 local"),
+    (
+        "30 and more, overlapped, if 50 are not enough", "fp32, or a coarser one", "-",
+        "updates 30 fp32 overlapped, mixed 0.5",
+    ),
     (
         "10, where nothing else is left", "sparse, keep_one_in = 256, mean_keep_one_in = 64", "feedback, 0.99",
         "updates 10 sparse/256 ef.99, mean sparse",

@@ -67,8 +67,9 @@ One rate (0.003), seed 0. These do not count for what is said above.
 
 Arms are named by what they average, inner steps, codec (`sparse/N`: one value in N; `sparse` is `sparse/64`), and
 what becomes of what the codec leaves out (`ef.95`: error feedback of 0.95). "Overlapped": the mean of a round is
-applied one round late, as in CoCoD-SGD (Shen et al. 2019). "gradients" are applied by AdamW. SPARTA commits no state;
-the loss is that of its peers' mean parameters. Recipes run as they were published, but for the inner rate.
+applied one round late, as in CoCoD-SGD (Shen et al. 2019); "mixed": a part of it (`overlap_mixing`). "gradients" are
+applied by AdamW. SPARTA commits no state; the loss is that of its peers' mean parameters. Recipes run as they were
+published, but for the inner rate.
 
 {confirmed}### Which to choose
 
@@ -76,11 +77,16 @@ Few inner steps are worth more than exact values: take as few as the link and it
 sparsest codec with `keep_one_in` times `inner_steps` at most 40, what is left out kept local. That product is how many
 inner steps a value waits until it is sent; at 256 and 320 it costs 13%, and at 960 the peers' parameters drift apart
 until nothing is learned. Beyond, with `residual = "feedback"`, few inner steps are still better than many for
-the same bytes, if the mean keeps more than the contributions do. A mean that comes one round late cost more than three
-times the inner steps did, at both lengths, with 10 and 30 of them, and nothing to speak of where peers talk after every
-step. Moving only half way to it (`mixed 0.5`, as in Streaming DiLoCo: Douillard et al. 2025) had half of that cost or
-less with 5, 10 and 30 inner steps of fp32, and made no difference with 5 of sparse/16; manifests cannot say that yet.
-Blocking, with SGD at 1.0 and at {short_steps} steps, which is what `waggle run new` goes by:
+the same bytes, if the mean keeps more than the contributions do.
+
+A mean that comes one round late costs about what three times the inner steps do, and more where peers go all of the
+way to it. With 30 inner steps of fp32, half of the way (`mixed 0.5`, after Streaming DiLoCo: Douillard et al. 2025)
+has a quarter of that cost at {long_steps} steps and a third at {short_steps}, and learns what 100 inner steps do that
+wait; with 10 it is better at {short_steps} only. With sparse codecs and what they leave out kept local, which is a way
+of one's own already, all of the way is a little better; and every step with one value in 64 it costs next to nothing.
+So where a manifest does not say, `overlap_mixing` is 0.5, and 1 with sparse codecs.
+
+With SGD at 1.0 and at {short_steps} steps, this is what `waggle run new` goes by:
 
 {defaults}
 
