@@ -41,7 +41,8 @@ class Mean:
     """What an exchange comes to.
 
     values: float32 [parameters], and square_norm of it: the same bits for every member. residual: where it is
-    to be told, what of our contribution is not in it and is ours to bring again, float32 [parameters]; else None.
+    to be told, what of our contribution is not in it and is ours to bring again, float32 [parameters]; else None, and
+    where we brought nothing.
     """
 
     values: torch.Tensor
@@ -72,7 +73,9 @@ class Exchange:
         self.workshop = Workshop()
         self._context = context
         self._vector = contribution
-        self._residual = torch.zeros_like(contribution) if context.residual else None
+        # Not zeros: to touch so much memory in the event loop's thread takes seconds where cores are few. Every value
+        # is written before its mean is here, by a peer that contributes.
+        self._residual = torch.empty_like(contribution) if context.residual else None
         self._weights = {member.peer_id: member.examples for member in group.members}
         parts = partition([member.values for member in group.members])
         self._parts = {one.peer_id: part for one, part in zip(group.members, parts, strict=True) if one.reducer}
@@ -147,7 +150,8 @@ class Exchange:
         finally:
             verdict.cancel()
         mean, self._vector = self._vector, torch.empty(0)  # the exchange is kept for those who are late; this is not
-        return Mean(mean, sum(one.result() for one in self._trades), self._left_over())
+        residual = await self.workshop.work(self._left_over) if self._residual is not None else None
+        return Mean(mean, sum(one.result() for one in self._trades), residual)
 
     def _left_over(self) -> torch.Tensor | None:
         """What we did not send, and in our own part also what the mean that we encoded lacks.
@@ -157,7 +161,9 @@ class Exchange:
         """
         residual, self._residual = self._residual, None
         ours, lacking = self._weights[self._context.peer_id], self._reduction.take_residual()
-        if residual is not None and lacking is not None and ours:
+        if residual is None or not ours:
+            return None
+        if lacking is not None:
             residual[self._part] += lacking * min(self._total / ours, MOST_BROUGHT * len(self._weights))
         return residual
 

@@ -82,7 +82,7 @@ class Reduction:
             self.report.set_result(Report({}, {}))  # nobody to wait for
 
     def _new_edition(self) -> Edition:
-        return Edition(len(self._chunks), torch.zeros(self._length) if self._context.residual else None)
+        return Edition(len(self._chunks), torch.empty(self._length) if self._context.residual else None)
 
     def take_residual(self) -> torch.Tensor | None:
         """Where it is to be told, what the encoded mean of our part lacks, float32 [part]; else None. Once."""
