@@ -25,6 +25,16 @@ def parameters(trainer: Trainer) -> torch.Tensor:
     return read_parameters(trainer.model)
 
 
+def in_a_round(text: str) -> tuple[Trainer, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A trainer whose work is handed in, where it began, where that ended, and what it did since."""
+    trainer, _ = a_trainer(a_manifest(text))
+    base = parameters(trainer)
+    work(trainer, 3)
+    end = base - trainer.hand_in().contribution
+    work(trainer, 2)
+    return trainer, base, end, parameters(trainer) - end
+
+
 def test_a_round_changes_the_base_under_what_was_done_meanwhile() -> None:
     trainer, _ = a_trainer(a_manifest(OVERLAP))
     base = parameters(trainer)
@@ -55,12 +65,7 @@ def test_a_round_changes_the_base_under_what_was_done_meanwhile() -> None:
 
 def test_a_peer_moves_a_part_of_the_way_to_a_late_mean() -> None:
     """The rest of its own way is in its next contribution, or four peers would drift apart."""
-    trainer, _ = a_trainer(a_manifest(MIXED))
-    base = parameters(trainer)
-    work(trainer, 3)
-    end = base - trainer.hand_in().contribution
-    work(trainer, 2)
-    moved = parameters(trainer) - end
+    trainer, base, end, moved = in_a_round(MIXED)
     committed = base + 0.25 * torch.ones_like(base)
     trainer.commit(committed, None, counted=True)
     torch.testing.assert_close(parameters(trainer), end + 0.25 * (committed - end) + moved)
@@ -70,12 +75,7 @@ def test_a_peer_moves_a_part_of_the_way_to_a_late_mean() -> None:
 
 
 def test_a_contribution_that_was_refused_does_not_stay_in_part() -> None:
-    trainer, _ = a_trainer(a_manifest(MIXED))
-    base = parameters(trainer)
-    work(trainer, 3)
-    end = base - trainer.hand_in().contribution
-    work(trainer, 2)
-    moved = parameters(trainer) - end
+    trainer, base, _, moved = in_a_round(MIXED)
     trainer.commit(base, None, counted=False)
     torch.testing.assert_close(parameters(trainer), base + moved)
 
@@ -239,12 +239,7 @@ def test_what_the_codec_left_out_stays_in_the_local_parameters() -> None:
 
 
 def test_overlap_and_a_local_residual() -> None:
-    trainer, _ = a_trainer(a_manifest(OVERLAP + '\nresidual = "local"'))
-    base = parameters(trainer)
-    work(trainer, 3)
-    end = base - trainer.hand_in().contribution
-    work(trainer, 2)
-    moved = parameters(trainer) - end
+    trainer, base, _, moved = in_a_round(OVERLAP + '\nresidual = "local"')
     residual = 0.01 * torch.linspace(-1, 1, len(base))
     trainer.commit(base, residual, counted=True)
     torch.testing.assert_close(parameters(trainer), base - residual + moved)
