@@ -35,7 +35,6 @@ from peer.rounds.messages import (
 from peer.rounds.proposal import Proposal
 from peer.rounds.seat import find_seat
 from peer.rounds.verdict import check_ballot, check_finish
-from peer.rounds.workshop import compute
 from peer.values import LocalResult, RoundResult, RoundTimes, Stage
 from swarm.deadline import within
 from swarm.history import Certificate, HistoryError, Link, Vote, check_step
@@ -271,7 +270,7 @@ class Attempt:
         context = self._context
         reason = check_shape(local.contribution, context.parameters)
         reason = reason or check_weight(local.examples, context.max_examples)
-        reason = reason or await compute(lambda: context.check(local.contribution))
+        reason = reason or await self._loop.run_in_executor(context.workers, context.check, local.contribution)
         if not reason:
             return local
         context.listener.refused(context.peer_id, reason)

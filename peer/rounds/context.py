@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 import torch
@@ -12,6 +13,7 @@ import torch
 from peer.rounds.assembly import Terms
 from peer.rounds.codec import Codec
 from peer.rounds.gates import check_values
+from peer.rounds.workshop import workers
 from peer.values import Pending, Stage
 from swarm.history import Head, Link
 from swarm.identity import Identity, PeerId
@@ -82,7 +84,7 @@ class Context:
     """One per peer.
 
     check: the gate for our own contribution before it is sent. residual: whether what a contribution loses on the wire
-    is to be told.
+    is to be told. workers: the threads that tensor work is done in.
     """
 
     run_id: str
@@ -98,6 +100,7 @@ class Context:
     parameters: int
     residual: bool = False
     check: Callable[[torch.Tensor], str] = check_values
+    workers: Executor = field(default_factory=workers)
 
     @property
     def peer_id(self) -> PeerId:

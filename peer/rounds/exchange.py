@@ -70,7 +70,7 @@ class Exchange:
 
     def __init__(self, context: Context, outer_step: int, group: Group, contribution: torch.Tensor):
         self.outer_step, self.ballot = outer_step, group.ballot
-        self.workshop = Workshop()
+        self.workshop = Workshop(context.workers)
         self._context = context
         self._vector = contribution
         # Not zeros: to touch so much memory in the event loop's thread takes seconds where cores are few. Every value
