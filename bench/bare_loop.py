@@ -1,6 +1,6 @@
 """A training loop without a swarm, for bench/overhead.py: the same model, data, optimizer and settings as a peer's.
 
-python -m bench.bare_loop RUN.toml STEPS          prints one JSON line: examples, seconds
+python -m bench.bare_loop RUN.toml STEPS DEVICE          prints one JSON line: examples, seconds
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ def main() -> None:
     limit_threads(1)
     manifest = Manifest.load(Path(sys.argv[1]))
     assert manifest.inner is not None, "it is the loop of mode updates"
-    model = build_model(manifest)
+    device = torch.device(sys.argv[3])
+    model = build_model(manifest).to(device)
     loss_of, optimizer = TASKS[manifest.task].loss, inner_optimizer(model, manifest.inner)
     batches = Prefetcher(open_stream(manifest, "bare", data_shard="0/1"))
     torch.manual_seed(0)
@@ -37,7 +38,7 @@ def main() -> None:
     for step in range(WARM_STEPS + int(sys.argv[2])):
         if step == WARM_STEPS:
             examples, began = 0, time.monotonic()
-        tokens = next(batches).tokens
+        tokens = next(batches).tokens.to(device)
         loss = loss_of(model, tokens)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped

@@ -49,8 +49,8 @@ class PacedPeer:
         self.host, self.folder = host, folder
         folder.mkdir()
         flags = [
-            "--run", str(run), "--data-dir", str(folder), "--threads", "1", "--device", "cpu", "--http", "off",
-            "--no-nat-port-map", "--log-format", "json",
+            "--run", str(run), "--data-dir", str(folder), "--threads", "1", "--http", "off",
+            "--device", options.get("device", "cpu"), "--no-nat-port-map", "--log-format", "json",
             "--host-maddrs", f"/ip4/{internet.hosts[host].address}/tcp/0", *options.get("flags", ()),
         ]  # fmt: skip
         own = {"BENCH_STEP_SECONDS": str(options.get("step_seconds", 1.0)), "BENCH_METER": str(folder / "meter.jsonl")}
@@ -97,11 +97,14 @@ class PacedPeer:
 class PacedSwarm:
     """One peer in each of the first hosts; a context that ends them.
 
-    steps: seconds of a step, for each peer.
+    steps: seconds of a step, for each peer. device: of all.
     """
 
-    def __init__(self, internet: Internet, text: str, steps: Sequence[float], flags: Sequence[str] = ()):
+    def __init__(
+        self, internet: Internet, text: str, steps: Sequence[float], flags: Sequence[str] = (), device: str = "cpu"
+    ):
         self._internet, self._text, self._steps, self._flags = internet, text, steps, flags
+        self._device = device
         self._folder = tempfile.TemporaryDirectory(prefix="waggle-paced-")
         self.peers: list[PacedPeer] = []
 
@@ -122,7 +125,7 @@ class PacedSwarm:
     def _add(self, run: Path, met: Sequence[str]) -> None:
         host = len(self.peers)
         folder = Path(self._folder.name) / f"peer-{host}"
-        options = {"step_seconds": self._steps[host], "flags": (*met, *self._flags)}
+        options = {"step_seconds": self._steps[host], "flags": (*met, *self._flags), "device": self._device}
         self.peers.append(PacedPeer(self._internet, host, folder, run, options))
 
     def commits_until(self, outer_step: int, seconds: float) -> None:

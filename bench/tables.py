@@ -11,7 +11,10 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 RESULTS = Path(__file__).resolve().parent / "results"
 DOCS = Path(__file__).resolve().parents[1] / "docs"
@@ -23,6 +26,13 @@ def machine() -> str:
     import torch
 
     return f"{os.cpu_count()} cores, Python {platform.python_version()}, torch {torch.__version__}"
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's; empty for a CPU."""
+    import torch
+
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else ""
 
 
 def keep(name: str, part: str, data: Row) -> None:
