@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bench.page_machines import cores_section, inner_section, overhead_section
 from bench.page_rounds import draw_goodput, goodput_section, plain_tcp_section, starts_section
-from bench.page_swarms import bytes_section, draw_utilisation, inner_section, overhead_section, utilisation_section
+from bench.page_swarms import bytes_section, draw_utilisation, utilisation_section
 from bench.tables import DOCS, Row, load
 
 PAGE = DOCS / "performance.md"
@@ -45,6 +46,7 @@ SECTIONS: dict[str, Callable[[Row], str]] = {
     "plain_tcp": plain_tcp_section,
     "starts": starts_section,
     "utilisation": utilisation_section,
+    "cores": cores_section,
     "bytes": bytes_section,
     "overhead": overhead_section,
     "inner": inner_section,

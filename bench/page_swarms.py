@@ -1,4 +1,4 @@
-"""The sections of docs/performance.md about whole daemons: utilisation, bytes and overhead."""
+"""The sections of docs/performance.md about whole daemons: utilisation and bytes."""
 
 from __future__ import annotations
 
@@ -149,57 +149,3 @@ round bytes over the tokens of a peer in 30 steps of 8 x 64.
 {table}
 
 `sudo .venv/bin/python -m bench.bytes`"""
-
-
-def overhead_section(found: Row) -> str:
-    """The peer over the bare loop."""
-    data = found["all"]
-    rows = []
-    for number_, (peer, bare) in enumerate(zip(data["peer"], data["bare"], strict=True), 1):
-        rates = [one["examples"] / one["seconds"] for one in (peer, bare)]
-        inside = 100 * peer["step_seconds"] / peer["seconds"]
-        rows.append([str(number_), f"{rates[0]:.2f}", f"{rates[1]:.2f}", f"{rates[0] / rates[1]:.3f}", f"{inside:.1f}"])
-    rows.append(["median", f"{data['peer_rate']:.2f}", f"{data['bare_rate']:.2f}", f"{data['ratio']:.3f}", ""])
-    head = ("turn", "peer, examples/s", "bare loop, examples/s", "ratio", "% of the peer's time in steps")
-    return OVERHEAD.format(
-        steps=data["inner_steps"], codec=data["codec"], batch=data["batch_size"], machine=data["machine"],
-        table=table(head, rows),
-    )  # fmt: skip
-
-
-OVERHEAD = """## Daemon overhead
-
-One `waggle peer` alone (`min_group_size = 1`), {steps} inner steps of {batch} examples, {codec}, commits included,
-against a plain loop with the same model (10 M parameters), data, optimizer and one thread, in turn ({machine}):
-
-{table}
-
-`sudo .venv/bin/python -m bench.overhead`"""
-
-
-def inner_section(found: Row) -> str:
-    """Muon over AdamW."""
-    data = found["cpu"]
-    whole = {
-        (row["model"], row["optimizer"]): row["gradient_seconds"] + row["step_seconds"] for row in data["rows"]
-    }  # fmt: skip
-    rows = [
-        [
-            row["model"], f"{row['parameters'] / 1e6:.2g} M", str(row["tokens"]), row["optimizer"],
-            f"{1000 * row['gradient_seconds']:.0f}", f"{1000 * row['step_seconds']:.1f}",
-            f"{whole[row['model'], row['optimizer']] / whole[row['model'], 'adamw']:.2f}x",
-        ]
-        for row in data["rows"]
-    ]  # fmt: skip
-    head = ("template", "parameters", "tokens", "optimizer", "gradient, CPU ms", "its step, CPU ms", "over AdamW")
-    return INNER.format(machine=data["machine"], table=table(head, rows))
-
-
-INNER = """## Inner optimizers
-
-What an inner step costs on one thread, for models of `waggle run new`, medians ({machine}). On a GPU it was not
-measured.
-
-{table}
-
-`.venv/bin/python -m bench.inner`"""
