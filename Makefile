@@ -31,7 +31,7 @@ check: $(READY)  ## ruff, mypy strict, import contracts
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 
-bench: $(READY)  ## measures the tables of docs/performance.md but the frontier, which takes a night; Linux, root, two hours
+bench: $(READY)  ## measures docs/performance.md but the frontier (a night), more cores and GPUs; Linux, root, two hours
 	@set -e; for part in even uplink slow; do $(BIN)/python -m bench.goodput --part $$part; done
 	@$(BIN)/python -m bench.plain_tcp
 	@$(BIN)/python -m bench.starts

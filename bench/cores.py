@@ -1,10 +1,10 @@
 """How much of what the tables lack is for want of cores?
 
-    sudo python -m bench.cores          (some 5 minutes, on a machine with 8 cores or more)
+    sudo .venv/bin/python -m bench.cores          (some 5 minutes, on a machine with 16 cores or more)
 
 All hosts of the emulated internet share one machine. On two cores that decides some rows of the other tables; this
-measures those rows again where every peer has cores of its own. Writes bench/results/cores.json, one part for each
-number of cores.
+measures those rows again where every peer has cores of its own, one for its values and one for the rest. Writes
+bench/results/cores.json, one part for each number of cores.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def main() -> int:
     """Measures all; what is done is kept at once."""
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     cores = os.cpu_count() or 1
-    if cores < CORES_PER_PEER * utilisation.PEERS:
-        print(f"bench.cores: there are {cores} cores; the other tables are for such a machine", file=sys.stderr)
+    needed = CORES_PER_PEER * max(case.peers for case in ROUNDS)
+    if cores < needed:
+        print(f"bench.cores: it needs {needed} cores, and there are {cores}: see the other tables", file=sys.stderr)
         return 1
     with one_line("bench.cores", InternetError, CalibrationError), Internet([goodput.EVEN] * 8) as internet:
         found = {"cores": cores, "calibration": checked(internet), "goodput": [], "utilisation": []}

@@ -22,7 +22,7 @@ each way, a delay and a queue of 200 ms that drops what it cannot hold (`bench/i
 TCP measures every kind of link, and a run on a link that is off is not kept. A table may have rows of several runs; the
 calibration and the machine above it are those of the last one. All hosts share the machine's cores, the router between
 them too. Stock hivemind 1.1.12 runs in hosts with the same links. `make bench` measures all of it again but the
-frontier, as root on Linux; every section names its own command.
+frontier and what was measured on other machines, as root on Linux; every section names its own command.
 
 Medians unless said otherwise. Digests: whether all peers held the same one after every commit."""
 

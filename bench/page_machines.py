@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 
+from bench.overhead import Work
 from bench.page_rounds import calibrated
 from bench.tables import Row, load, middle, number, table
 
@@ -22,9 +24,11 @@ def _overhead(data: Row) -> str:
     rows.append(["median", f"{data['peer_rate']:.2f}", f"{data['bare_rate']:.2f}", f"{data['ratio']:.3f}", ""])
     head = ("turn", "peer, examples/s", "bare loop, examples/s", "ratio", "% of the peer's time in steps")
     work = f"{data['inner_steps']} inner steps of {data['batch_size']} examples"
-    flags = ""
-    if data["device"] != "cpu":
-        flags = f" --device {data['device']} --inner-steps {data['inner_steps']} --batch-size {data['batch_size']}"
+    flags = "".join(
+        f" --{field.name.replace('_', '-')} {data[field.name]}"
+        for field in fields(Work)
+        if data[field.name] != field.default
+    )
     return (
         f"{_device(data)}, {work}, {data['codec']}:\n\n{table(head, rows)}\n\n"
         f"`sudo .venv/bin/python -m bench.overhead{flags}`"
@@ -43,28 +47,35 @@ parameters), data, optimizer and one thread of the CPU, in turn."""
 
 
 def inner_section(found: Row) -> str:
-    """Muon over AdamW, on each kind of device."""
+    """What inner optimizers take, on each kind of device."""
     return "\n\n".join([INNER, *(_inner(device, found[device]) for device in ("cpu", "cuda") if device in found)])
 
 
 def _inner(device: str, data: Row) -> str:
+    """Only on a CPU are steps so long that Muon's can be compared with AdamW's as a whole."""
+    on_cpu = device == "cpu"
     whole = {
         (row["model"], row["optimizer"]): row["gradient_seconds"] + row["step_seconds"] for row in data["rows"]
     }  # fmt: skip
-    rows = [
-        [
+    rows = []
+    for row in data["rows"]:
+        rows.append([
             row["model"], f"{row['parameters'] / 1e6:.2g} M", str(row["tokens"]), row["optimizer"],
             f"{1000 * row['gradient_seconds']:.1f}", f"{1000 * row['step_seconds']:.1f}",
-            f"{whole[row['model'], row['optimizer']] / whole[row['model'], 'adamw']:.2f}x",
-        ]
-        for row in data["rows"]
-    ]  # fmt: skip
-    unit = "CPU ms" if device == "cpu" else "ms"
-    head = (
-        "template", "parameters", "tokens", "optimizer", f"gradient, {unit}", f"its step, {unit}", "over AdamW",
-    )  # fmt: skip
-    where = f"{_device(data)}, {'one thread' if device == 'cpu' else 'between two synchronisations'}:"
-    flags = "" if device == "cpu" else f" --device {device}"
+        ])  # fmt: skip
+        if on_cpu:
+            rows[-1].append(f"{whole[row['model'], row['optimizer']] / whole[row['model'], 'adamw']:.2f}x")
+    unit = "CPU ms" if on_cpu else "ms"
+    head = ["template", "parameters", "tokens", "optimizer", f"gradient, {unit}", f"its step, {unit}"]
+    where = f"{_device(data)}, one thread:"
+    if on_cpu:
+        head.append("over AdamW")
+    else:
+        where = (
+            f"{_device(data)}; each timing waits until the GPU has finished. Such steps are mostly the time to start\n"
+            "kernels, and twenty of them are few: the gradients are the same work for both optimizers."
+        )
+    flags = "" if on_cpu else f" --device {device}"
     return f"{where}\n\n{table(head, rows)}\n\n`.venv/bin/python -m bench.inner{flags}`"
 
 
@@ -75,29 +86,30 @@ What an inner step costs, for models of `waggle run new`, medians."""
 
 def cores_section(found: Row) -> str:
     """Rows of other tables again, where every peer has cores of its own; theirs beside them."""
+    rounds, daemons = ((load(name) or {}).get("even", {}) for name in ("goodput", "utilisation"))
     parts = [CORES]
     for cores, data in found.items():
-        few, rows = _few_cores(data)
-        head = ("row", "floor", few, f"{cores} cores", f"% of floor, {cores} cores")
-        parts += [f"{cores} cores: {calibrated(data)} ({data['machine']}).", table(head, rows)]
+        head = ("row", "floor", "above", f"{cores} cores", f"% of floor, {cores} cores")
+        rows = _compared(data, rounds.get("rows", ()), daemons.get("rows", ()))
+        where = f"{cores} cores: {data['machine']}; {calibrated(data)}. Above: {rounds.get('machine', 'not measured')}."
+        parts += [where, table(head, rows)]
     return "\n\n".join([*parts, "`sudo .venv/bin/python -m bench.cores`"])
 
 
-def _few_cores(data: Row) -> tuple[str, list[list[str]]]:
-    """What the other tables were measured on, and the rows: theirs, and those of ``data``."""
-    rounds, daemons = ((load(name) or {}).get("even", {}) for name in ("goodput", "utilisation"))
+def _compared(data: Row, rounds: Sequence[Row], daemons: Sequence[Row]) -> list[list[str]]:
+    """Each row of ``data`` with the same one of the tables above."""
     rows = []
     for row in data["goodput"]:
-        before = _same(row, rounds.get("rows", ()), ("program", "codec", "megabytes", "peers"))
+        before = _same(row, rounds, ("program", "codec", "megabytes", "peers"))
         few, many = (middle(one["seconds"] for one in at.get("measured", ())) for at in (before, row))
         name = f"{row['codec']}, {row['megabytes']} MB, {row['peers']} peers: seconds"
         share = number(100 * row["floor_seconds"] / many if many else None, 0)
         rows.append([name, number(row["floor_seconds"]), number(few), number(many), share])
     for row in data["utilisation"]:
-        before = _same(row, daemons.get("rows", ()), ("program", "codec", "overlap", "inner_steps"))
+        before = _same(row, daemons, ("program", "codec", "overlap", "inner_steps"))
         name = f"{row['codec']}, {row['inner_steps']} inner steps: utilisation"
-        rows.append([name, "", number(before.get("utilisation"), 3), number(row["utilisation"], 3), ""])
-    return str(rounds.get("machine", "-")).split(",")[0], rows
+        rows.append([name, "", number(before.get("utilisation"), 3), number(row.get("utilisation"), 3), ""])
+    return rows
 
 
 def _same(row: Row, rows: Iterable[Row], names: Sequence[str]) -> Row:
@@ -107,4 +119,5 @@ def _same(row: Row, rows: Iterable[Row], names: Sequence[str]) -> Row:
 
 CORES = """## With more cores
 
-All hosts, and the router between them, share one machine. What do two cores cost?"""
+All hosts, and the router between them, share one machine. Some rows of the tables above again, on another machine with
+so many cores that every peer has two of its own (one thread for its values, as above, and one for the rest)."""

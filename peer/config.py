@@ -69,7 +69,7 @@ class PeerSettings(Settings):
         default="auto", description="Where to train; auto is cuda when there is one, else cpu."
     )
     threads: int = Field(
-        default=0, ge=0, description="CPU threads of tensor work, in training and in rounds; 0 leaves it to torch."
+        default=0, ge=0, description="CPU threads for training, and for encoding and averaging; 0 leaves it to torch."
     )
     max_outer_steps: int | None = Field(
         default=None, ge=1, description="Leave once this outer step of the run is committed; else go on."

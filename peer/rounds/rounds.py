@@ -222,7 +222,8 @@ class Rounds:
         return Refused(reason=reason, outer_step=head.outer_step, digest=head.digest, work=head.work)
 
     async def _on_part(self, channel: StreamChannel) -> None:
-        part = await channel.hear(Part, silence=self.context.deadlines.silence)  # it may come behind others' values
+        # Longer than for a seat: it may come behind other values, and from a loop that is busy encoding them.
+        part, _ = await channel.receive(Part, timeout=self.context.deadlines.silence)
         key = (part.outer_step, part.ballot.key())
         if part.run_id != self.context.run_id:
             reason = "run"

@@ -16,13 +16,17 @@ from peer.rounds.bandwidth import Flows
 T = TypeVar("T")
 
 
-def workers() -> Executor:
-    """Threads for the tensor work of one peer, as many as torch takes for its own.
+_MOST_THREADS = 4
+"""Each may begin a team of torch's own threads, and no link keeps more than these busy."""
 
-    More, as asyncio's own executor has, would keep each other and the event loop from the cores: a peer whose loop is
+
+def workers() -> Executor:
+    """Threads for the encoding, decoding and averaging of one peer, no more than torch takes.
+
+    On few cores more, as asyncio's own executor has, keep each other and the event loop waiting: a peer whose loop is
     late is taken for one that is gone. And each peer has its own, or one whose work waits would hold up another's.
     """
-    return ThreadPoolExecutor(torch.get_num_threads(), thread_name_prefix="tensors")
+    return ThreadPoolExecutor(min(_MOST_THREADS, torch.get_num_threads()), thread_name_prefix="tensors")
 
 
 @dataclass

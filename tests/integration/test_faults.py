@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import pytest
@@ -90,12 +91,15 @@ async def test_slow_sender(shared: Stand, role: str) -> None:
         await shared.ready()
         await shared.until_leading(shared.culprit, role == "leader")
         slow = SlowCodec()
-        # It does not give up by itself at the moment when the others give up on it.
-        shared.turn(codec=slow, deadlines=replace(DEADLINES, exchange=2 * DEADLINES.exchange))
+        # It does not give up by itself at the moment when the others give up on it, and has threads left to average in.
+        workers = ThreadPoolExecutor(2 * PEERS)
+        patient = replace(DEADLINES, exchange=2 * DEADLINES.exchange)
+        shared.turn(codec=slow, deadlines=patient, workers=workers)
         try:
             await others_commit(shared)
         finally:
             slow.go.set()  # its threads are waiting
+            workers.shutdown(wait=False)
         assert (shared.culprit.peer_id, "deadline") in shared.refusals()
 
     await timed(run())

@@ -12,8 +12,9 @@ from bench.calibrate import Calibration, pairs
 from bench.floors import encoded_bytes, floor_seconds
 from bench.goodput import summary
 from bench.internet import LinkSpec
+from bench.page_machines import cores_section, inner_section, overhead_section
 from bench.page_rounds import calibrated, goodput_section, plain_tcp_section, starts_section
-from bench.page_swarms import bytes_section, ideal_steps_per_hour, inner_section, overhead_section, utilisation_section
+from bench.page_swarms import bytes_section, ideal_steps_per_hour, utilisation_section
 from bench.router import MBIT, QUEUE_SECONDS, Link, Paths, Wire, wire_bytes
 from bench.stock_swarm import summarise
 from bench.tables import percentile, table
@@ -358,10 +359,14 @@ def test_inner_optimizers_are_compared_by_whole_steps_of_one_model() -> None:
         for model, seconds in (("demo", 0.09), ("text", 0.9))
         for optimizer, step in (("adamw", 0.01), ("muon", 0.03))
     ]  # fmt: skip
-    section = inner_section({"cpu": {"machine": "a machine", "rows": rows}})
-    assert "| demo | 0.43 M | 1024 | adamw | 90 | 10.0 | 1.00x |" in section
-    assert "| demo | 0.43 M | 1024 | muon | 90 | 30.0 | 1.20x |" in section
-    assert "| text | 0.43 M | 1024 | muon | 900 | 30.0 | 1.02x |" in section
+    data = {"machine": "a machine", "device_name": "", "rows": rows}
+    section = inner_section({"cpu": data, "cuda": {**data, "device_name": "a GPU"}})
+    assert "| demo | 0.43 M | 1024 | adamw | 90.0 | 10.0 | 1.00x |" in section
+    assert "| demo | 0.43 M | 1024 | muon | 90.0 | 30.0 | 1.20x |" in section
+    assert "| text | 0.43 M | 1024 | muon | 900.0 | 30.0 | 1.02x |" in section
+    assert "On one a GPU (a machine)" in section
+    assert "| text | 0.43 M | 1024 | muon | 900.0 | 30.0 |\n" in section
+    assert all(len(one) == 1 for one in columns(section))
 
 
 def test_bytes_and_overhead_sections() -> None:
@@ -372,12 +377,37 @@ def test_bytes_and_overhead_sections() -> None:
     data = {"machine": "m", "peers": 4, "parameters": 10_000_000, "rows": rows}
     assert "| int8 | 15.000 MB | 15.000 MB | 15.000 MB | 4.0x | 976.6 | equal |" in bytes_section({"all": data})
     turn = {"examples": 99, "seconds": 10.0, "step_seconds": 9.9}
-    section = overhead_section(
-        {
-            "all": {
-                "machine": "m", "inner_steps": 30, "codec": "int8", "batch_size": 4, "peer": [turn],
-                "bare": [{"examples": 100, "seconds": 10.0}], "peer_rate": 9.9, "bare_rate": 10.0, "ratio": 0.99,
-            }
-        }
-    )  # fmt: skip
-    assert "| 1 | 9.90 | 10.00 | 0.990 | 99.0 |" in section
+    measured = {
+        "machine": "m", "device": "cpu", "device_name": "", "inner_steps": 30, "codec": "int8", "batch_size": 16,
+        "peer": [turn], "bare": [{"examples": 100, "seconds": 10.0}], "peer_rate": 9.9, "bare_rate": 10.0,
+        "ratio": 0.99,
+    }  # fmt: skip
+    on_gpu = {**measured, "device": "cuda", "device_name": "a GPU", "inner_steps": 300}
+    section = overhead_section({"cpu": measured, "cuda": on_gpu})
+    assert section.count("| 1 | 9.90 | 10.00 | 0.990 | 99.0 |") == 2
+    assert "python -m bench.overhead`" in section
+    assert "python -m bench.overhead --device cuda --inner-steps 300`" in section
+
+
+def test_more_cores_stand_beside_the_same_rows_of_other_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = {"program": "waggle", "codec": "int8", "megabytes": 40, "peers": 4, "floor_seconds": 1.2}
+    daemons = {"program": "waggle", "codec": "int8", "overlap": 0, "inner_steps": 30}
+    at = {"machine": "a large machine", "calibration": CALIBRATION}
+    unknown = {**rounds, "codec": "int4"}
+    found = {"16": {
+        **at, "goodput": [{**rounds, "measured": [{"seconds": 1.5}]}, {**unknown, "measured": []}],
+        "utilisation": [{**daemons, "utilisation": 0.943}, {**daemons, "failed": "late"}],
+    }}  # fmt: skip
+    above = {
+        "goodput": {"even": {"machine": "a small one", "rows": [{**rounds, "measured": [{"seconds": 1.6}]}]}},
+        "utilisation": {"even": {"rows": [{**daemons, "utilisation": 0.94}]}},
+    }
+    monkeypatch.setattr("bench.page_machines.load", above.get)
+    section = cores_section(found)
+    assert "| int8, 40 MB, 4 peers: seconds | 1.20 | 1.60 | 1.50 | 80 |" in section
+    assert "| int4, 40 MB, 4 peers: seconds | 1.20 | - | - | - |" in section
+    assert "| int8, 30 inner steps: utilisation |  | 0.940 | 0.943 |  |" in section
+    assert "| int8, 30 inner steps: utilisation |  | 0.940 | - |  |" in section
+    assert "a large machine" in section
+    assert "Above: a small one." in section
+    assert all(len(one) == 1 for one in columns(section))
