@@ -37,7 +37,7 @@ def _goodput_row(row: Row) -> list[str]:
     seconds = [one["seconds"] for one in rounds]
     median = middle(seconds) or 0.0
     cpu = middle(one["cpu_seconds"] + one["p2pd_cpu_seconds"] for one in rounds if "cpu_seconds" in one)
-    peak = middle(one["peak_bytes"] for one in rounds if "peak_bytes" in one)
+    peak = max((one["peak_bytes"] for one in (row.get("warm_up") or {}, *rounds) if "peak_bytes" in one), default=None)
     sent = middle(sum(one["wire_bytes"]) / len(one["wire_bytes"]) for one in rounds)
     return [
         *head, number(median), f"{min(seconds):.2f} - {max(seconds):.2f}",
@@ -154,8 +154,9 @@ One all-reduce of a vector of so many MB of float32. Seconds: from the first pee
 has the mean, the median of the rounds after one that warms the connections up. The floor is what the encoded payloads
 need when every peer's line is always full: 2 (n - 1) / n x bytes / rate where all are alike, and with the best
 division into parts where they are not (`bench/floors.py`). Commit: from there until the last peer has committed: the
-state is computed, hashed and voted on. CPU: of a peer and its p2pd, for each MB of the vector. Peak: memory that a
-round takes beyond the state and the contribution, over the vector's size. MB sent: IP bytes per peer, as the router
+state is computed, hashed and voted on. CPU: of a peer and its p2pd, for each MB of the vector. Peak: the most
+memory that any peer takes beyond what it had before its first round, when it has its state and its contribution, over
+the vector's size; some 20 MB of it are no vectors, which is much beside 4 MB. MB sent: IP bytes per peer, as the router
 counts them. hivemind's 8-bit codecs do not run with numpy 2.4."""
 
 

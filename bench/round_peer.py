@@ -91,6 +91,7 @@ class RoundPeer:
         self._rounds: Rounds
         self._watch: Watch
         self._contribution: torch.Tensor
+        self._memory: int | None = None
 
     async def start(self, folder: Path) -> Row:
         """Everything, cold: how long that took, and where it can be found."""
@@ -100,7 +101,7 @@ class RoundPeer:
         self._network = await Network.start(identity, options, order["initial_peers"], self.meter)
         parameters = int(order["parameters"])
         optimizer = outer_optimizer(Optimizer(optimizer="sgd", learning_rate=1.0))
-        self._store = Store(RUN_ID, Layout((("weight", (parameters,)),)), torch.zeros(parameters), optimizer)
+        self._store = Store(RUN_ID, Layout((("weight", (parameters,)),)), torch.ones(parameters), optimizer)
         seconds, peers = float(order.get("deadline_seconds", PATIENCE_SECONDS)), int(order["peers"])
         terms = Terms(peers, peers, None, patience_seconds=seconds, assemble_seconds=seconds, isolation_seconds=seconds)
         context = Context(
@@ -147,7 +148,8 @@ class RoundPeer:
         meter = self.meter
         meter.marks, meter.refusals = {}, []
         contribution = self._contribution.clone()  # local work's, not the round's
-        usage, before = Usage((self._network.p2pd_pid,)), Counter(meter.bytes)
+        usage, before = Usage((self._network.p2pd_pid,), self._memory), Counter(meter.bytes)
+        self._memory = usage.memory  # that of before the first round, with its contribution
         began = time.monotonic()
         results = []
         for attempt in range(_TRIES):

@@ -37,13 +37,17 @@ def memory_bytes(field: str) -> int:
 
 
 class Usage:
-    """Of this process and of ``others``, such as its p2pd, since it was made."""
+    """Of this process and of ``others``, such as its p2pd, since it was made.
 
-    def __init__(self, others: Collection[int] = ()):
+    memory: what to count the most memory from; this moment's where it is not given. What is freed in between is often
+    kept by malloc, and would make a later beginning look as if what comes then were less.
+    """
+
+    def __init__(self, others: Collection[int] = (), memory: int | None = None):
         gc.collect()
         Path("/proc/self/clear_refs").write_text("5")  # the kernel forgets the most memory that we ever had
         self._others = {pid: cpu_seconds(pid) for pid in others}
-        self._own, self._memory = cpu_seconds(os.getpid()), memory_bytes("VmRSS")
+        self._own, self.memory = cpu_seconds(os.getpid()), memory_bytes("VmRSS") if memory is None else memory
         self._began = time.monotonic()
 
     def since(self) -> dict[str, Any]:
@@ -51,5 +55,5 @@ class Usage:
         return {
             "cpu_seconds": cpu_seconds(os.getpid()) - self._own,
             "p2pd_cpu_seconds": sum(cpu_seconds(pid) - before for pid, before in self._others.items()),
-            "peak_bytes": memory_bytes("VmHWM") - self._memory,
+            "peak_bytes": memory_bytes("VmHWM") - self.memory,
         }
