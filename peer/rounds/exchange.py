@@ -164,7 +164,8 @@ class Exchange:
         if residual is None or not ours:
             return None
         if lacking is not None:
-            residual[self._part] += lacking * min(self._total / ours, MOST_BROUGHT * len(self._weights))
+            share = min(self._total / ours, MOST_BROUGHT * len(self._weights))
+            residual[self._part].add_(lacking, alpha=share)  # in place: a product of its own would take as much again
         return residual
 
     async def _all(self, verdict: asyncio.Future[Any]) -> None:
