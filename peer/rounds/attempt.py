@@ -102,6 +102,7 @@ class Attempt:
     async def run(self) -> RoundResult:
         """Goes on until the outer step is committed or this attempt has failed. A groupmate's fault is not raised."""
         preferred: PeerId | None = None
+        sent_away = set[PeerId]()
         try:
             while True:
                 channel = await find_seat(self._rounds, preferred)
@@ -110,8 +111,11 @@ class Attempt:
                     await self._sit(channel)
                 except Moved as moved:
                     preferred = moved.leader
-                    if preferred is None and channel.remote != self._context.peer_id:
+                    # Once is no wonder: who hears of an abort later than we clears a table where we sat down
+                    if preferred is None and channel.remote in sent_away:
                         self._rounds.absences.demote(channel.remote)
+                    elif channel.remote != self._context.peer_id:
+                        sent_away.add(channel.remote)
                     continue
                 return self._result(committed=True)
         except RoundError as error:

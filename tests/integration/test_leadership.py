@@ -87,6 +87,22 @@ async def test_a_vote_that_only_the_dead_could_confirm_is_given_up(tmp_path: Pat
         await asyncio.gather(trying, return_exceptions=True)
 
 
+async def test_a_table_that_its_owner_clears_for_the_next_attempt_is_asked_again(tmp_path: Path) -> None:
+    """After an abort some try again before others have heard of it, and sit down at tables of the attempt before."""
+    async with swarm(tmp_path, 3) as made:
+        await _step(made)
+        late, *early = made.ordered(made.live[0].store.head.outer_step)
+        old = await late.rounds.attempt()
+        first, second = (asyncio.ensure_future(peer.outer_step(VALUES, 10)) for peer in early)
+        for peer in early:
+            await peer.recorder.until(lambda recorder: (Stage.READY, 1) in recorder.stages, 20)
+        assert not old.work.done()
+        results = await asyncio.wait_for(asyncio.gather(late.outer_step(VALUES, 10), first, second), 30)
+        assert all(result.committed and result.group_size == 3 for result in results), results
+        assert not any(peer.rounds.absences.doubtful(late.peer_id) for peer in early)
+        agreed(made.live)
+
+
 async def test_peers_that_all_forgot_go_on_after_the_isolation_time(tmp_path: Path) -> None:
     async with swarm(tmp_path, 3, terms=replace(TERMS, isolation_seconds=3.0)) as made:
         await _step(made)
