@@ -91,7 +91,7 @@ def cores_section(found: Row) -> str:
     for cores, data in found.items():
         head = ("row", "floor", "above", f"{cores} cores", f"% of floor, {cores} cores")
         rows = _compared(data, rounds.get("rows", ()), daemons.get("rows", ()))
-        where = f"{cores} cores: {data['machine']}; {calibrated(data)}. Above: {rounds.get('machine', 'not measured')}."
+        where = f"{data['machine']}; {calibrated(data)}. Above: {rounds.get('machine', 'not measured')}."
         parts += [where, table(head, rows)]
     return "\n\n".join([*parts, "`sudo .venv/bin/python -m bench.cores`"])
 
