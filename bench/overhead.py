@@ -1,7 +1,7 @@
 """What does the daemon cost over the bare training loop?
 
     sudo .venv/bin/python -m bench.overhead          (some 10 minutes)
-    sudo .venv/bin/python -m bench.overhead --device cuda --inner-steps 500 --batch-size 256
+    sudo .venv/bin/python -m bench.overhead --device cuda --inner-steps 300 --batch-size 256
 
 One `waggle peer` that trains alone (min_group_size = 1), commits included, and in turn with it a plain loop with the
 same model, data, optimizer and one thread (bench/bare_loop.py), several times. Examples per second of the peer are

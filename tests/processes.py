@@ -251,6 +251,11 @@ class Peer(Daemon):
         return [line for line in self.journal if line["event"] == event]
 
     @property
+    def digests(self) -> dict[int, str]:
+        """Of what it committed, by outer step."""
+        return {event["outer_step"]: event["digest"] for event in self.events("commit")}
+
+    @property
     def outer_step(self) -> int:
         """Of its newest commit; 0 before."""
         return max((line["outer_step"] for line in self.events("commit")), default=0)
@@ -307,6 +312,28 @@ class House:
     def peer(self, name: str, manifest: str, *flags: str, initial_peers: Sequence[str] = ()) -> Peer:
         """Starts a peer."""
         return self.hold(name, manifest, *flags, initial_peers=initial_peers).release()
+
+    def train(
+        self, flags: Mapping[str, Sequence[str]], manifest: str, until: int, initial_peers: Sequence[str]
+    ) -> list[Peer]:
+        """A peer for each name commits until this outer step and leaves; all begin at the same moment.
+
+        Each has an equal share of the data, so that runs are alike. flags: of each peer, by its name.
+        """
+        peers = [
+            self.hold(
+                name, manifest, "--max-outer-steps", str(until), "--data-shard", f"{index}/{len(flags)}", *own,
+                initial_peers=initial_peers,
+            )
+            for index, (name, own) in enumerate(flags.items())
+        ]  # fmt: skip
+        for peer in peers:
+            peer.prepare()
+        for peer in peers:
+            peer.release()
+        for peer in peers:
+            assert peer.wait(START_SECONDS) == 0, peer.words
+        return peers
 
     def volunteer(self, name: str, run_id: str, *flags: str, initial_peers: Sequence[str] = ()) -> Volunteer:
         """Starts a peer that knows its run by the id only."""

@@ -30,25 +30,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 def train(house: House, prefix: str, run: str, until: int, devices: tuple[str, ...] = DEVICES) -> list[Peer]:
     """A peer for each device commits until this outer step and leaves."""
-    maddrs = house.programs[0].maddrs  # type: ignore[attr-defined]
-    peers = [
-        house.hold(
-            f"{prefix}-{index}", run, "--device", device, "--max-outer-steps", str(until),
-            "--data-shard", f"{index}/{len(devices)}", initial_peers=maddrs,
-        )
-        for index, device in enumerate(devices)
-    ]  # fmt: skip
-    for peer in peers:
-        peer.prepare()
-    for peer in peers:
-        peer.release()
-    for peer in peers:
-        assert peer.wait(START_SECONDS) == 0, peer.words
-    return peers
-
-
-def digests(peer: Peer) -> dict[int, str]:
-    return {event["outer_step"]: event["digest"] for event in peer.events("commit")}
+    flags = {f"{prefix}-{index}": ("--device", device) for index, device in enumerate(devices)}
+    return house.train(flags, run, until, house.programs[0].maddrs)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -70,8 +53,8 @@ def test_gpu_and_cpu_agree_and_go_on_from_their_checkpoints(
     assert on_gpu.hear("peer started")["device"].startswith("cuda")
     assert on_cpu.hear("peer started")["device"] == "cpu"
     assert [event["outer_step"] for event in on_gpu.events("resume")] == [STEPS]
-    assert sorted(digests(on_gpu)) == list(range(1, MORE_STEPS + 1))
-    assert digests(on_gpu) == digests(on_cpu)
+    assert sorted(on_gpu.digests) == list(range(1, MORE_STEPS + 1))
+    assert on_gpu.digests == on_cpu.digests
     for commit in on_gpu.events("commit"):
         assert len(commit["participants"]) == 2
         assert all(commit["participants"].values())
@@ -83,8 +66,8 @@ def test_a_run_stopped_on_a_gpu_equals_one_never_stopped(house: House) -> None:
     (never,) = train(house, "never", run, MORE_STEPS, ("cuda",))
     train(house, "stopped", run, STEPS, ("cuda",))
     (stopped,) = train(house, "stopped", run, MORE_STEPS, ("cuda",))
-    assert sorted(digests(never)) == list(range(1, MORE_STEPS + 1))
-    assert digests(stopped) == digests(never)
+    assert sorted(never.digests) == list(range(1, MORE_STEPS + 1))
+    assert stopped.digests == never.digests
 
 
 def test_a_gpu_that_is_not_there(house: House, tmp_path: Path) -> None:

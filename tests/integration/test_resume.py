@@ -29,25 +29,8 @@ def maddrs(house: House) -> list[str]:
 
 
 def train(house: House, prefix: str, run: str, until: int) -> list[Peer]:
-    """Three peers commit until this outer step and leave; each has a third of the data, so that runs are alike."""
-    peers = [
-        house.hold(
-            f"{prefix}-{name}", run, "--max-outer-steps", str(until), "--data-shard", f"{index}/3",
-            initial_peers=maddrs(house),
-        )
-        for index, name in enumerate(NAMES)
-    ]  # fmt: skip
-    for peer in peers:
-        peer.prepare()
-    for peer in peers:
-        peer.release()
-    for peer in peers:
-        assert peer.wait(START_SECONDS) == 0, peer.words
-    return peers
-
-
-def digests(peer: Peer) -> dict[int, str]:
-    return {event["outer_step"]: event["digest"] for event in peer.events("commit")}
+    """Three peers commit until this outer step and leave."""
+    return house.train({f"{prefix}-{name}": () for name in NAMES}, run, until, maddrs(house))
 
 
 def complete(found: dict[int, str]) -> bool:
@@ -66,9 +49,9 @@ def test_a_run_stopped_at_every_fifth_step_equals_one_never_stopped(house: House
             assert peer.outer_step == until
             resumed = [event["outer_step"] for event in peer.events("resume")]
             assert resumed == list(range(STOP_EVERY, until, STOP_EVERY))
-    assert complete(digests(never[0]))
+    assert complete(never[0].digests)
     for peer in (*never, *stopped):
-        assert digests(peer) == digests(never[0]), peer.name
+        assert peer.digests == never[0].digests, peer.name
 
 
 @pytest.mark.timeout(300)
